@@ -1,0 +1,1 @@
+"""The command line: click, every command with ``--json``. Only here do errors become exit codes."""

@@ -1,0 +1,194 @@
+"""What web process and workers agree on: rows, and the Store protocol (tests/contract runs on every implementation).
+
+Every method is one transaction and is durable when it returns. Times are Unix milliseconds, passed in by the
+caller, so that tests own the clock. All methods may be called from several threads and processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cema.wire.messages import SampleBatch, UploadReceipt
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """State of a group. lineage: rises when a new bundle replaces the old one. latest_version: 0 = source.
+
+    samples_seen: images predicted by all devices, cumulative within the lineage. ticks_done: of the schedule.
+    checkpoint: blob of the adaptation state, None before the first step. dirty: stepped since the last publication.
+    """
+
+    name: str
+    fingerprint: str
+    lineage: int
+    bundle_blob: str
+    latest_version: int
+    samples_seen: int
+    ticks_done: int
+    ticks_dropped: int
+    pending: int
+    checkpoint: str | None
+    dirty: bool
+    last_published_ms: int
+    adaptation: str
+
+
+@dataclass(frozen=True)
+class DeviceRow:
+    """An enrolled device. samples_seen, dropped: as last reported. last_seen_ms: 0 = never."""
+
+    device_id: str
+    group: str
+    created_ms: int
+    revoked_ms: int | None
+    last_seen_ms: int
+    samples_seen: int
+    dropped: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class StoredSample:
+    """An uploaded sample. row_id: rises with arrival within the store; the order of the queue."""
+
+    row_id: int
+    sample_id: bytes
+    codec: str
+    image: bytes
+
+
+@dataclass(frozen=True)
+class UpdateRow:
+    """A published version. blob: sha256 of its bytes (= content id). samples: how many new samples it was trained on."""
+
+    group: str
+    version: int
+    blob: str
+    signature: str
+    fingerprint: str
+    method: str
+    created_ms: int
+    size_bytes: int
+    rollback_of: int | None
+    samples: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class NewUpdate:
+    """A version to be published: its bytes already lie in the blob store."""
+
+    version: int
+    blob: str
+    signature: str
+    size_bytes: int
+    method: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    rollback_of: int | None = None
+
+
+@dataclass(frozen=True)
+class StepCommit:
+    """The end of an adapt step, all or nothing.
+
+    worker: must still hold the group's lease. lineage: must still be the group's. consumed: rows that leave
+    "pending" for "replay". evicted: rows that leave replay; their payload is deleted, their id is remembered.
+    ticks_done, ticks_dropped: new totals. checkpoint: blob of the new state. update: published in the same transaction;
+    None leaves the group dirty.
+    """
+
+    group: str
+    worker: str
+    lineage: int
+    ticks_done: int
+    ticks_dropped: int
+    consumed: Sequence[int] = ()
+    evicted: Sequence[int] = ()
+    checkpoint: str | None = None
+    update: NewUpdate | None = None
+
+
+class Store(Protocol):
+    """Rows of the cloud. Raises StorageError when disk or database fail, NotFoundError for unknown names."""
+
+    # groups
+    def put_group(self, name: str, fingerprint: str, bundle_blob: str, adaptation: str, now_ms: int) -> GroupRow:
+        """Create a group, or give it another bundle: a new lineage (pending samples and replay are dropped, samples_seen,
+        ticks and checkpoint start again; versions go on rising). The same bundle again changes nothing but adaptation."""
+
+    def group(self, name: str) -> GroupRow: ...
+
+    def groups(self) -> list[GroupRow]: ...
+
+    def latest_versions(self) -> dict[str, int]:
+        """Latest version of every group, cheap: the long poll looks here."""
+
+    # devices
+    def enrol(self, device_id: str, group: str, token_sha256: str, now_ms: int) -> DeviceRow:
+        """Raises ConflictError if the device exists and is not revoked; a revoked one is enrolled anew."""
+
+    def revoke(self, device_id: str, now_ms: int) -> DeviceRow: ...
+
+    def devices(self, group: str | None = None) -> list[DeviceRow]: ...
+
+    def device_by_token(self, token_sha256: str) -> DeviceRow | None:
+        """The device of that token, None if unknown or revoked."""
+
+    # samples
+    def add_samples(self, group: str, batch: SampleBatch, now_ms: int) -> UploadReceipt:
+        """Store a batch once: ids seen before are counted as duplicates; wrong fingerprints are rejected per sample.
+        Also takes over samples_seen (cumulative per boot: the growth is added to the group) and the drop counters."""
+
+    def pending(self, group: str, limit: int) -> list[StoredSample]:
+        """The oldest samples that no step has used, in order of arrival."""
+
+    def replay(self, group: str, after_row: int = 0) -> list[StoredSample]:
+        """Samples in replay with row_id > after_row, in order."""
+
+    # work
+    def claim(
+        self, worker: str, now_ms: int, *, lease_ms: int, tick_images: int, publish_interval_ms: int
+    ) -> GroupRow | None:
+        """Lease one group that has a tick due (samples_seen // tick_images > ticks_done), or is dirty and was last
+        published at least publish_interval_ms ago; not leased by a living other worker, adaptation on. Least recently
+        served first."""
+
+    def renew(self, group: str, worker: str, now_ms: int, lease_ms: int) -> bool:
+        """Prolong the lease; False if it is lost."""
+
+    def release(self, group: str, worker: str) -> None: ...
+
+    def commit_step(self, step: StepCommit, now_ms: int) -> None:
+        """Raises ConflictError if lease, lineage or version are no longer ours: nothing is changed."""
+
+    # updates
+    def update(self, group: str, version: int) -> UpdateRow: ...
+
+    def updates(self, group: str, limit: int = 100) -> list[UpdateRow]:
+        """Newest first."""
+
+    def update_samples(self, group: str, version: int) -> list[bytes]:
+        """Ids of the samples that this version learned from and its predecessor had not."""
+
+    # house-keeping
+    def forget(self, now_ms: int, *, id_memory_ms: int, keep_versions: int) -> list[str]:
+        """Drop expired sample ids and old versions; returns the blobs that nothing refers to any more."""
+
+    def ping(self) -> None:
+        """Raises StorageError if the store cannot answer."""
+
+    def close(self) -> None: ...
+
+
+class BlobStore(Protocol):
+    """Immutable bytes by sha256 (hex)."""
+
+    def put(self, data: bytes) -> str:
+        """Durable (fsync of file and folder) when it returns; the same bytes twice is fine."""
+
+    def get(self, blob: str) -> bytes:
+        """Raises NotFoundError; StorageError if the content no longer has its hash."""
+
+    def delete(self, blob: str) -> None: ...

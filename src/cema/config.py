@@ -1,0 +1,213 @@
+"""Everything about deployment that has a number or a name: ``device.toml`` on the edge, ``cema.toml`` in the cloud.
+
+Each setting stands once, with unit, range and reason. Unknown keys are errors. A method's own numbers (learning
+rates, thresholds of the paper) live at the top of the method's file, not here. ``docs/configuration.md`` is
+generated from this file.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from cema.errors import ConfigError
+
+Seconds = Annotated[float, Meta(ge=0, le=86_400 * 30)]
+Count = Annotated[int, Meta(ge=1, le=100_000_000)]
+Bytes = Annotated[int, Meta(ge=1, le=1 << 42)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all configuration tables: immutable, strict."""
+
+
+# --- edge: device.toml -------------------------------------------------------------------------------------------
+
+
+class SelectionConfig(Section):
+    """Which samples are worth sending (CEMA section 3.1; defaults in edge/selection.py terms, fractions of ln C)."""
+
+    enabled: bool = True
+    e_max: Fraction = 0.4  # upper bound at the start, fraction of ln C (EATA, CEMA: 0.4)
+    e_min: Fraction = 0.02  # lower bound, fraction of ln C (CEMA: 0.02)
+    e_max_lambda: Annotated[float, Meta(gt=0, le=10)] = 1.0  # lambda of Eq. 2 (paper: 1.0)
+    e_max_warmup_samples: Annotated[int, Meta(ge=0)] = 256  # images before the bound starts to move
+    dynamic: bool = True  # whether Eq. 2 moves the bound at all
+    d_margin: Fraction = 1.0  # redundancy filter of EATA: drop if |cos| >= this; 1.0 = off
+
+
+class OutboxConfig(Section):
+    """The durable queue between prediction and network."""
+
+    max_samples: Count = 20_000  # oldest are dropped beyond; at 3 KB each about 60 MB
+    max_bytes: Bytes = 256 * 1024 * 1024  # the file's bound: a small share of a 4 GB card
+    memory_samples: Count = 256  # bounded queue before the disk; lost at a crash, counted
+    expiry_s: Seconds = 7 * 86_400  # older samples are of no use; the cloud remembers ids one day longer
+    commit_interval_s: Seconds = 0.2  # how long a sample may wait in memory for its batch
+
+
+class UplinkConfig(Section):
+    """How the device talks to the cloud. Devices dial out only."""
+
+    batch_samples: Annotated[int, Meta(ge=1, le=256)] = 16  # samples per upload
+    batch_bytes: Bytes = 1024 * 1024  # and bytes per upload, whichever comes first
+    max_latency_s: Seconds = 2.0  # a smaller batch is sent after this long
+    heartbeat_s: Seconds = 10.0  # with nothing to send, samples_seen is still reported this often
+    poll_wait_s: Annotated[float, Meta(ge=0, le=55)] = 30.0  # long poll; proxies cut idle requests at 60 s
+    connect_timeout_s: Annotated[float, Meta(gt=0, le=600)] = 10.0
+    read_timeout_s: Annotated[float, Meta(gt=0, le=600)] = 30.0  # beyond poll_wait_s, for the answer itself
+    backoff_min_s: Annotated[float, Meta(gt=0, le=3600)] = 0.5  # first pause after a failure; doubles with full jitter
+    backoff_max_s: Annotated[float, Meta(gt=0, le=86_400)] = 60.0
+    max_bytes_per_day: Annotated[int, Meta(ge=0)] = 0  # uplink budget, 0 = unlimited
+    ca_file: str | None = None  # private certificate authority (PEM)
+    proxy: str | None = None  # http://host:port; default: HTTPS_PROXY of the environment
+
+
+class RuntimeConfig(Section):
+    """ONNX Runtime on this device."""
+
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)  # in order of preference
+    threads: Annotated[int, Meta(ge=0, le=256)] = 0  # 0 = one per core, at most 4
+    adaptation: Literal["on", "off"] = "on"  # off = source parameters, nothing uploaded
+
+
+class DeviceConfig(Section):
+    """``device.toml``: written by ``cema device enrol``, read by ``cema edge run`` and ``EdgeAgent``."""
+
+    url: str
+    group: Name
+    device_id: Name
+    token: str | None = None  # or token_file, or the environment variable CEMA_TOKEN
+    token_file: str | None = None
+    public_key: str | None = None  # Ed25519, base64; the cloud's updates and bundles are checked against it
+    verify_updates: bool = True  # false accepts unsigned content: only on a trusted link
+    state_dir: str = "cema-state"  # relative to this file
+    selection: SelectionConfig = SelectionConfig()
+    outbox: OutboxConfig = OutboxConfig()
+    uplink: UplinkConfig = UplinkConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+
+# --- cloud: cema.toml --------------------------------------------------------------------------------------------
+
+
+class ServerConfig(Section):
+    """The web process."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 8470  # 0 = any free port
+    public_url: str | None = None  # what devices dial; default http://host:port
+    data_dir: str = "cema-data"  # database, blobs and keys; relative to this file
+    tls_certificate: str | None = None  # PEM; with tls_key the service speaks HTTPS itself
+    tls_key: str | None = None
+    max_body_bytes: Bytes = 16 * 1024 * 1024  # of an upload; 16 photographs of 1 MB
+    max_batch_samples: Count = 256
+    max_poll_wait_s: Seconds = 55.0  # below the 60 s at which proxies cut idle requests
+    poll_interval_s: Annotated[float, Meta(gt=0, le=10)] = 0.1  # how often one shared task looks for new versions
+    drain_s: Seconds = 10.0  # SIGTERM: time for running requests and the running step
+
+
+class WorkerConfig(Section):
+    """The adaptation workers."""
+
+    processes: Annotated[int, Meta(ge=0, le=256)] = 1  # 0 = web only; workers then run elsewhere (cema worker)
+    threads: Annotated[int, Meta(ge=0, le=256)] = 0  # torch threads each, 0 = cores / processes
+    lease_s: Annotated[float, Meta(gt=1, le=3600)] = 30.0  # a crashed worker's group is free again after this
+    idle_interval_s: Annotated[float, Meta(gt=0, le=60)] = 0.05  # pause between looks at the queue
+    publish_min_interval_s: Seconds = 10.0  # versions are coalesced: at most one per group in this time
+
+
+class RetentionConfig(Section):
+    """How long the cloud keeps what it no longer needs for training."""
+
+    id_memory_s: Seconds = 8 * 86_400  # sample ids against duplicates: the outbox's expiry plus a day
+    keep_versions: Count = 1000  # updates per group that stay downloadable
+
+
+class GroupConfig(Section):
+    """One fleet that shares a model: its bundle, the torch models behind it and the method."""
+
+    bundle: str  # file made by ``cema bundle build``; relative to this file
+    edge_model: str  # a known name or module:factory
+    foundation_model: str | None = None
+    edge_weights: str | None = None  # safetensors; for models that need a file
+    foundation_weights: str | None = None
+    method: str = "cema-paper"
+    options: dict[str, bool | int | float | str] = {}  # overrides of the method's numbers
+    seed: int = 0
+    adaptation: Literal["on", "off"] = "on"
+
+
+class ServeConfig(Section):
+    """``cema.toml``."""
+
+    groups: dict[Name, GroupConfig] = {}
+    server: ServerConfig = ServerConfig()
+    worker: WorkerConfig = WorkerConfig()
+    retention: RetentionConfig = RetentionConfig()
+
+
+S = TypeVar("S", bound=Section)
+
+
+def load_device(path: str | os.PathLike[str]) -> DeviceConfig:
+    """Read ``device.toml``; ``state_dir`` and files are made absolute. Raises ConfigError."""
+    return _anchored(_load(path, DeviceConfig), Path(path), ("state_dir", "token_file"))
+
+
+def load_serve(path: str | os.PathLike[str]) -> ServeConfig:
+    """Read ``cema.toml``; paths are made absolute. Raises ConfigError."""
+    config, base = _load(path, ServeConfig), Path(path)
+    server = _anchored(config.server, base, ("data_dir", "tls_certificate", "tls_key"))
+    groups = {
+        name: _anchored(group, base, ("bundle", "edge_weights", "foundation_weights"))
+        for name, group in config.groups.items()
+    }
+    return msgspec.structs.replace(config, server=server, groups=groups)
+
+
+def device_token(config: DeviceConfig) -> str:
+    """The bearer token: environment (CEMA_TOKEN), else token_file, else the file itself. Raises ConfigError."""
+    if os.environ.get("CEMA_TOKEN"):
+        return os.environ["CEMA_TOKEN"].strip()
+    if config.token_file:
+        try:
+            return Path(config.token_file).read_text().strip()
+        except OSError as error:
+            raise ConfigError(f"expected a token in {config.token_file}: {error.strerror}") from error
+    if config.token:
+        return config.token
+    raise ConfigError(
+        "this device has no token", hint="run 'cema device enrol' in the cloud, or set CEMA_TOKEN or token_file"
+    )
+
+
+def _load(path: str | os.PathLike[str], kind: type[S]) -> S:
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"expected a readable configuration file at {path}: {error}") from error
+    return parse(text, kind, source=str(path))
+
+
+def parse(text: str, kind: type[S], *, source: str = "<text>") -> S:
+    """TOML text to a configuration table; strict. Raises ConfigError that names the key."""
+    try:
+        return msgspec.convert(tomllib.loads(text), type=kind)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is not TOML: {error}") from error
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{source}: {error}", hint="docs/configuration.md lists every key with unit and range") from error
+
+
+def _anchored(section: S, base: Path, fields: tuple[str, ...]) -> S:
+    folder = base.resolve().parent
+    changes = {f: str(folder / getattr(section, f)) for f in fields if getattr(section, f)}
+    return msgspec.structs.replace(section, **changes)

@@ -1,0 +1,133 @@
+"""Everything that can go wrong, by name: one class per stable code.
+
+Libraries raise these; only the command line turns them into exit codes, and only the HTTP layer turns
+them into the wire's error shape ``{code, message, hint}``. The message says what was expected and what
+came, the hint says what to do, the values travel as attributes so that callers never parse text.
+
+CemaError
+├── ConfigError            a file or an option that cannot be used
+├── WireError              bytes that are not the protocol
+│   ├── MessageError, ImageError, SizeLimitError
+│   ├── UpdateError        ├── SignatureError, BaseMismatchError, UpdateContentError
+│   └── BundleError
+├── ExportError            a torch model that cannot become a bundle
+├── AuthError              ├── ForbiddenError
+├── NotFoundError          a group, a version or a bundle that is not there
+├── ConflictError          the request contradicts what is stored
+├── OverloadedError        try later
+├── StorageError           disk or database
+├── TransportError         the cloud could not be reached
+└── DependencyError        an extra that is not installed
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class CemaError(Exception):
+    """Base of all errors raised by cema.
+
+    Parameters
+    ----------
+    message: what was expected and what came.
+    hint: what to do about it; empty when the message says it all.
+    values: the facts behind the message, kept in ``self.values``.
+    """
+
+    code: ClassVar[str] = "internal"
+    http_status: ClassVar[int] = 500
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "", **values: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.values = values
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class ConfigError(CemaError):
+    code, http_status, exit_code = "config_invalid", 500, 2
+
+
+class WireError(CemaError):
+    code, http_status, exit_code = "wire_invalid", 400, 3
+
+
+class MessageError(WireError):
+    code = "message_invalid"
+
+
+class ImageError(WireError):
+    code = "image_invalid"
+
+
+class SizeLimitError(WireError):
+    code, http_status = "too_large", 413
+
+
+class UpdateError(WireError):
+    code = "update_invalid"
+
+
+class SignatureError(UpdateError):
+    code = "signature_invalid"
+
+
+class BaseMismatchError(UpdateError):
+    code, http_status = "base_mismatch", 409
+
+
+class UpdateContentError(UpdateError):
+    code = "update_content_invalid"
+
+
+class BundleError(WireError):
+    code = "bundle_invalid"
+
+
+class ExportError(CemaError):
+    code, http_status, exit_code = "export_failed", 500, 4
+
+
+class AuthError(CemaError):
+    code, http_status, exit_code = "unauthenticated", 401, 5
+
+
+class ForbiddenError(AuthError):
+    code, http_status = "forbidden", 403
+
+
+class NotFoundError(CemaError):
+    code, http_status, exit_code = "not_found", 404, 6
+
+
+class ConflictError(CemaError):
+    code, http_status, exit_code = "conflict", 409, 6
+
+
+class OverloadedError(CemaError):
+    code, http_status, exit_code = "overloaded", 429, 7
+
+
+class StorageError(CemaError):
+    code, http_status, exit_code = "storage_failed", 503, 8
+
+
+class TransportError(CemaError):
+    code, http_status, exit_code = "cloud_unreachable", 502, 9
+
+
+class DependencyError(CemaError):
+    code, http_status, exit_code = "dependency_missing", 500, 10
+
+
+def all_errors(root: type[CemaError] = CemaError) -> list[type[CemaError]]:
+    """Every error class, parents before children (the docs table and its test are made from it)."""
+    found = [root]
+    for child in root.__subclasses__():
+        found.extend(all_errors(child))
+    return found

@@ -1,0 +1,1 @@
+"""What travels: messages, images, updates, bundles. Shared by edge and cloud; imports neither torch nor onnx."""

@@ -1,0 +1,125 @@
+"""A bundle: everything a device needs to run a model, in one uncompressed zip.
+
+``model.onnx`` holds the graph and all weights but those of the norm layers; they lie in ``norm.bin`` as external
+data, so that a session can be built with other values (ADR 0002). ``manifest.json`` holds preprocessing, classes
+and the norm table. The fingerprint binds all of it: an update names the fingerprint it was made for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from cema.errors import BundleError, SizeLimitError
+from cema.types import NormParameters
+from cema.wire.messages import PROTOCOL_VERSION, BundleManifest, NormTensor, Preprocess
+
+MAX_BUNDLE_BYTES = 1024 * 1024 * 1024
+MODEL_FILE, NORM_FILE, MANIFEST_FILE = "model.onnx", "norm.bin", "manifest.json"
+_FILES = (MANIFEST_FILE, MODEL_FILE, NORM_FILE)
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)
+_ITEM_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked bundle in memory."""
+
+    manifest: BundleManifest
+    model: bytes
+    norm: bytes
+
+    def source_parameters(self) -> NormParameters:
+        """The norm tensors as trained, float32 by torch name: version 0."""
+        return {tensor.name: _tensor(self.norm, tensor) for tensor in self.manifest.norm}
+
+
+def fingerprint(model: bytes, norm: bytes, preprocess: Preprocess, classes: Sequence[str], table: Sequence[NormTensor]) -> str:
+    """sha256 (hex) over graph, norm weights, preprocessing, classes and the norm table."""
+    digest = hashlib.sha256()
+    recipe = msgspec.json.encode([preprocess, list(classes), list(table)])
+    for part in (hashlib.sha256(model).digest(), hashlib.sha256(norm).digest(), hashlib.sha256(recipe).digest()):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def encode_bundle(bundle: Bundle) -> bytes:
+    """The zip file: fixed order and dates, stored; the same bundle gives the same bytes."""
+    content = {
+        MANIFEST_FILE: msgspec.json.format(msgspec.json.encode(bundle.manifest), indent=1),
+        MODEL_FILE: bundle.model,
+        NORM_FILE: bundle.norm,
+    }
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name in _FILES:
+            archive.writestr(zipfile.ZipInfo(name, _ZIP_DATE), content[name])
+    return buffer.getvalue()
+
+
+def decode_bundle(data: bytes) -> Bundle:
+    """Read and check a bundle. Raises BundleError, SizeLimitError."""
+    if len(data) > MAX_BUNDLE_BYTES:
+        raise SizeLimitError(f"expected a bundle of at most {MAX_BUNDLE_BYTES} bytes, got {len(data)}")
+    content = _read_zip(data)
+    try:
+        manifest = msgspec.json.decode(content[MANIFEST_FILE], type=BundleManifest)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise BundleError(f"expected a bundle manifest in {MANIFEST_FILE}: {error}") from error
+    bundle = Bundle(manifest, content[MODEL_FILE], content[NORM_FILE])
+    _check(bundle)
+    return bundle
+
+
+def load_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Read a bundle file. Raises BundleError (also when it cannot be read)."""
+    try:
+        return decode_bundle(Path(path).read_bytes())
+    except OSError as error:
+        raise BundleError(f"expected a readable bundle file at {path}: {error.strerror}") from error
+
+
+def _read_zip(data: bytes) -> dict[str, bytes]:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            infos = archive.infolist()
+            if tuple(info.filename for info in infos) != _FILES:
+                raise BundleError(f"expected the files {', '.join(_FILES)}, got {[i.filename for i in infos][:5]}")
+            if any(info.compress_type != zipfile.ZIP_STORED or info.file_size > len(data) for info in infos):
+                raise BundleError("expected stored (uncompressed) files inside the bundle")
+            return {info.filename: archive.read(info) for info in infos}
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise BundleError(
+            f"expected a complete bundle, got {len(data)} bytes: {error}", hint="fetch or build it again"
+        ) from error
+
+
+def _check(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    if manifest.protocol != PROTOCOL_VERSION:
+        raise BundleError(f"expected bundle protocol {PROTOCOL_VERSION}, got {manifest.protocol}", hint="upgrade cema")
+    actual = fingerprint(bundle.model, bundle.norm, manifest.preprocess, manifest.classes, manifest.norm)
+    if actual != manifest.fingerprint:
+        raise BundleError(f"expected content with fingerprint {manifest.fingerprint[:12]}, got {actual[:12]}")
+    if not manifest.norm:
+        raise BundleError("expected at least one patchable norm tensor, got none")
+    for tensor in manifest.norm:
+        _tensor(bundle.norm, tensor)
+    recipe = manifest.preprocess
+    if len(recipe.mean) != 3 or len(recipe.std) != 3 or min(recipe.std) <= 0 or min(recipe.size) < 1:
+        raise BundleError("expected three means, three positive stds and a positive size in the preprocessing")
+
+
+def _tensor(norm: bytes, tensor: NormTensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    count = int(np.prod(tensor.shape, dtype=np.int64))
+    if tensor.offset < 0 or count < 1 or tensor.offset + count * _ITEM_BYTES > len(norm):
+        raise BundleError(f"expected {tensor.name} inside {NORM_FILE} ({len(norm)} bytes), got offset {tensor.offset}")
+    return np.frombuffer(norm, "<f4", count, tensor.offset).reshape(tensor.shape)

@@ -1,0 +1,49 @@
+"""From a photograph to the model's input, once for both sides (the recipe travels in the bundle)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from cema.errors import ImageError
+from cema.types import Float32Array, Uint8Array
+from cema.wire.messages import Preprocess
+
+_RESAMPLE = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "nearest": Image.Resampling.NEAREST,
+}
+
+
+def fit(image_HWC: Uint8Array, recipe: Preprocess) -> Uint8Array:
+    """Resize and centre-crop uint8 [H, W, 3] to the recipe's size, still uint8."""
+    height, width = recipe.size
+    if image_HWC.ndim != 3 or image_HWC.shape[2] != 3 or image_HWC.dtype != np.uint8 or image_HWC.size == 0:
+        raise ImageError(f"expected a uint8 array [H, W, 3], got {image_HWC.dtype} {list(image_HWC.shape)}")
+    if image_HWC.shape[:2] == (height, width):
+        return image_HWC
+    picture = Image.fromarray(image_HWC)
+    resample = _RESAMPLE[recipe.interpolation]
+    if not recipe.resize_short:
+        return np.asarray(picture.resize((width, height), resample))
+    scale = recipe.resize_short / min(picture.size)
+    short = recipe.resize_short
+    scaled = tuple(short if side == min(picture.size) else max(1, round(side * scale)) for side in picture.size)
+    left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
+    return np.asarray(picture.resize(scaled, resample).crop((left, top, left + width, top + height)))
+
+
+def normalise(images_BHWC: Uint8Array, recipe: Preprocess) -> Float32Array:
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W]: x / 255, minus mean, divided by std."""
+    scale = np.asarray([1.0 / (255.0 * s) for s in recipe.std], np.float32)
+    shift = np.asarray([-m / s for m, s in zip(recipe.mean, recipe.std, strict=True)], np.float32)
+    scaled = images_BHWC.astype(np.float32) * scale + shift
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+
+def preprocess(images: Sequence[Uint8Array], recipe: Preprocess) -> Float32Array:
+    """Photographs of any size, uint8 [H, W, 3] each -> float32 [B, 3, H, W]. Raises ImageError."""
+    return normalise(np.stack([fit(image, recipe) for image in images]), recipe)
