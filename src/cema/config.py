@@ -119,7 +119,7 @@ class WorkerConfig(Section):
 
     processes: Annotated[int, Meta(ge=0, le=256)] = 1  # 0 = web only; workers then run elsewhere (cema worker)
     threads: Annotated[int, Meta(ge=0, le=256)] = 0  # torch threads each, 0 = cores / processes
-    lease_s: Annotated[float, Meta(gt=1, le=3600)] = 30.0  # a crashed worker's group is free again after this
+    lease_s: Annotated[float, Meta(gt=1, le=3600)] = 10.0  # a crashed worker's group is free again after this
     idle_interval_s: Annotated[float, Meta(gt=0, le=60)] = 0.05  # pause between looks at the queue
     publish_min_interval_s: Seconds = 10.0  # versions are coalesced: at most one per group in this time
 
@@ -204,7 +204,9 @@ def parse(text: str, kind: type[S], *, source: str = "<text>") -> S:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source} is not TOML: {error}") from error
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{source}: {error}", hint="docs/configuration.md lists every key with unit and range") from error
+        raise ConfigError(
+            f"{source}: {error}", hint="docs/configuration.md lists every key with unit and range"
+        ) from error
 
 
 def _anchored(section: S, base: Path, fields: tuple[str, ...]) -> S:

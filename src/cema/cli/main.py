@@ -14,16 +14,16 @@ from cema import __version__
 from cema.cli.output import fail
 from cema.errors import CemaError, DependencyError
 
-# command -> (module, attribute, extra that it needs)
+# command -> (extra that it needs, its line in the help); it is the attribute of that name in cema.cli.<name>
 COMMANDS = {
-    "edge": ("cema.cli.edge", "edge", None),
-    "serve": ("cema.cli.serve", "serve", "cloud"),
-    "bundle": ("cema.cli.bundle", "bundle", "cloud"),
-    "device": ("cema.cli.device", "device", "cloud"),
-    "group": ("cema.cli.group", "group", "cloud"),
-    "update": ("cema.cli.update", "update", "cloud"),
-    "demo": ("cema.cli.demo", "demo", "cloud,bench"),
-    "doctor": ("cema.cli.doctor", "doctor", None),
+    "demo": ("cloud,bench", "One cloud and several edges on this machine, with drifting input."),
+    "serve": ("cloud", "Run the cloud service."),
+    "edge": (None, "Predict and adapt on a device."),
+    "bundle": ("cloud", "Make what a device runs out of a torch model."),
+    "device": ("cloud", "Enrol, list and revoke devices."),
+    "group": ("cloud", "List and show groups."),
+    "update": ("cloud", "List and show published updates."),
+    "doctor": (None, "Check this machine; numbered findings with a fix."),
 }
 
 
@@ -36,9 +36,9 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module, attribute, extra = COMMANDS[cmd_name]
+        extra, _ = COMMANDS[cmd_name]
         try:
-            command = getattr(import_module(module), attribute)
+            command = getattr(import_module(f"cema.cli.{cmd_name}"), cmd_name)
         except ModuleNotFoundError as error:
             if extra is None or (error.name or "").startswith("cema"):
                 raise
@@ -49,11 +49,13 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
 
 def _unavailable(name: str, error: DependencyError) -> click.Command:
-    @click.command(
-        name, help=error.hint, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
-    )
+    @click.command(name, help=error.hint, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
     def command() -> None:
         raise error
 

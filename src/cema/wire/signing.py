@@ -39,6 +39,11 @@ def verify(data: bytes, signature: str, key: str) -> None:
         ) from error
 
 
+def check_key(key: str) -> None:
+    """Whether this machine can verify with public ``key`` at all. Raises DependencyError, SignatureError."""
+    _nacl().VerifyKey(_decode(key, 32))
+
+
 def _decode(text: str, length: int) -> bytes:
     try:
         raw = base64.b64decode(text, validate=True)

@@ -1,0 +1,34 @@
+"""The methods, one per file, by name. To add one: write the file, add it to ``METHODS``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from cema.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cema.cloud.adapt.base import Adapter
+
+METHODS = {
+    "source": "cema.cloud.adapt.source:Source",
+    "bn": "cema.cloud.adapt.bn:BatchStatistics",
+    "cema-paper": "cema.cloud.adapt.cema_paper:CemaPaper",
+}
+
+Options = Mapping[str, bool | int | float | str]
+
+
+def create_adapter(method: str, edge: nn.Module, foundation: nn.Module | None, options: Options) -> Adapter:
+    """The adapter ``method`` for a pair of torch models (copied, not changed).
+
+    Raises ConfigError for an unknown method or option, or when the method needs a foundation model and has none.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"expected a method out of {', '.join(METHODS)}, got {method!r}")
+    module, _, name = METHODS[method].partition(":")
+    adapter: Adapter = getattr(import_module(module), name)(edge, foundation, options)
+    return adapter

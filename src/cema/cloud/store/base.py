@@ -61,7 +61,7 @@ class StoredSample:
 
 @dataclass(frozen=True)
 class UpdateRow:
-    """A published version. blob: sha256 of its bytes (= content id). samples: how many new samples it was trained on."""
+    """A published version. blob: sha256 of its bytes (= content id). samples: how many new ones it was trained on."""
 
     group: str
     version: int
@@ -115,8 +115,9 @@ class Store(Protocol):
 
     # groups
     def put_group(self, name: str, fingerprint: str, bundle_blob: str, adaptation: str, now_ms: int) -> GroupRow:
-        """Create a group, or give it another bundle: a new lineage (pending samples and replay are dropped, samples_seen,
-        ticks and checkpoint start again; versions go on rising). The same bundle again changes nothing but adaptation."""
+        """Create a group, or give it another bundle: a new lineage (pending samples and replay are dropped,
+        samples_seen, ticks and checkpoint start again; versions go on rising). The same bundle again changes
+        nothing but adaptation."""
 
     def group(self, name: str) -> GroupRow: ...
 

@@ -1,0 +1,47 @@
+# The two commands of the README: `make demo` (the main job) and `make test`. Everything else serves them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Real images and weights for the tests and benchmarks that need them; everything passes without.
+CEMA_DATA ?= $(abspath $(wildcard ../shared/data))
+export CEMA_DATA
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help setup demo test check ci docs format clean
+
+help: ## this text
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(VENV)/.installed ## virtual environment with the full development install (idempotent)
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "cema needs Python 3.11 or newer; set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --progress-bar off --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup ## one cloud, two edges, drifting digits: live table, summary, HTML report
+	$(BIN)/cema demo $(DEMO_ARGS)
+
+test: setup ## all tests
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+check: setup ## static checks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/python scripts/generate_docs.py --check
+
+ci: check test ## what CI runs
+
+docs: setup ## regenerate the pages made from code
+	$(BIN)/python scripts/generate_docs.py
+
+format: setup ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,138 @@
+"""Batch renormalisation for adaptation: forward by running statistics, gradient through the batch's.
+
+Test-time batch renormalisation (DELTA, Zhao et al., ICLR 2023, after Ioffe 2017):
+
+    y = gamma ((x - mu_b) / sd_b * r + d) + beta,   r = sd_b / sd_run,   d = (mu_b - mu_run) / sd_run   (detached)
+
+The value equals normalisation by the running statistics; only the gradient sees the batch. Afterwards the running
+mean moves by ``MOMENTUM`` towards the batch mean, the running variance towards the unbiased batch variance.
+Written twice: ``textbook`` line by line as above (the oracle), ``native`` as one call of torch's batch norm.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from cema.cloud.norms import norm_layers
+
+MOMENTUM = 0.1
+"""Of the running statistics, fixed for every layer (EfficientNet's own 0.01 would be too slow for adaptation)."""
+
+Impl = Literal["textbook", "native"]
+Start = Literal["source", "first_batch"]
+
+
+class BatchRenorm(nn.modules.batchnorm._BatchNorm):
+    """Takes the place of a batch norm layer and keeps its parameter names.
+
+    In train mode batch renormalisation, in eval mode normalisation by the running statistics. ``start`` =
+    first_batch forgets the source statistics: those of the first batch in train mode take their place.
+    """
+
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    started: torch.Tensor
+
+    def __init__(self, layer: nn.modules.batchnorm._BatchNorm, impl: Impl, start: Start) -> None:
+        like = next((t for t in (layer.weight, layer.running_mean) if t is not None), torch.empty(0))
+        super().__init__(layer.num_features, layer.eps, MOMENTUM, device=like.device, dtype=like.dtype)
+        if layer.affine:
+            self.weight.data.copy_(layer.weight.data)
+            self.bias.data.copy_(layer.bias.data)
+        if layer.running_mean is None or layer.running_var is None:
+            start = "first_batch"
+        else:
+            self.running_mean.copy_(layer.running_mean)
+            self.running_var.copy_(layer.running_var)
+        self.impl = impl
+        self.register_buffer("started", torch.tensor(start == "source"))
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected an input of at least two dimensions [B, C, ...], got {input.dim()}")
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return functional.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        axes = [axis for axis in range(input.dim()) if axis != 1]
+        # The textbook's gradient flows through these two; the native call recomputes them itself.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.impl == "textbook"):
+            var_C, mean_C = torch.var_mean(input, axes, correction=0)
+        count = input.numel() // input.shape[1]
+        self._start(mean_C, var_C, count)
+        renormalise = self._textbook if self.impl == "textbook" else self._native
+        output = renormalise(input, mean_C, var_C)
+        self._move(mean_C, var_C, count)
+        return output
+
+    def _textbook(self, x: torch.Tensor, mean_C: torch.Tensor, var_C: torch.Tensor) -> torch.Tensor:
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        sd_C = (var_C + self.eps).sqrt()
+        r_C, d_C = self._correction(mean_C, sd_C)
+        normalised = (x - mean_C.view(shape)) / sd_C.view(shape) * r_C.view(shape) + d_C.view(shape)
+        return self.weight.view(shape) * normalised + self.bias.view(shape)
+
+    def _native(self, x: torch.Tensor, mean_C: torch.Tensor, var_C: torch.Tensor) -> torch.Tensor:
+        r_C, d_C = self._correction(mean_C, (var_C + self.eps).sqrt())
+        weight_C, bias_C = self.weight * r_C, self.weight * d_C + self.bias
+        return functional.batch_norm(x, None, None, weight_C, bias_C, True, 0.0, self.eps)
+
+    def _correction(self, mean_C: torch.Tensor, sd_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        running_sd_C = (self.running_var + self.eps).sqrt()
+        return (sd_C / running_sd_C).detach(), ((mean_C - self.running_mean) / running_sd_C).detach()
+
+    @torch.no_grad()
+    def _start(self, mean_C: torch.Tensor, var_C: torch.Tensor, count: int) -> None:
+        if not bool(self.started):
+            self.running_mean.copy_(mean_C)
+            self.running_var.copy_(var_C * (count / max(count - 1, 1)))
+            self.started.fill_(True)
+
+    @torch.no_grad()
+    def _move(self, mean_C: torch.Tensor, var_C: torch.Tensor, count: int) -> None:
+        # The next forward must not change what this one's backward still needs: out of place.
+        unbiased_C = var_C * (count / max(count - 1, 1))
+        self.running_mean = self.running_mean + MOMENTUM * (mean_C - self.running_mean)
+        self.running_var = self.running_var + MOMENTUM * (unbiased_C - self.running_var)
+
+
+def adaptable(model: nn.Module, impl: Impl = "native", start: Start = "source") -> nn.Module:
+    """A copy of ``model`` ready to adapt: batch norms renormalised, only norm weights and biases trainable, eval mode.
+
+    Layer and group norms have no running statistics: of them, weight and bias are adapted.
+    """
+    model = copy.deepcopy(model)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            model = _replace(model, name, BatchRenorm(module, impl, start))
+    model.requires_grad_(False)
+    for parameter in affine_parameters(model):
+        parameter.requires_grad_(True)
+    return model.eval()
+
+
+def affine_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Weights and biases of all norm layers, in order."""
+    tensors = [tensor for layer in norm_layers(model) for tensor in layer.tensors().values()]
+    return [tensor for tensor in tensors if isinstance(tensor, nn.Parameter)]
+
+
+def norm_train(model: nn.Module, mode: bool) -> None:
+    """Batch statistics on or off; everything else (dropout, stochastic depth) stays in eval mode."""
+    for layer in norm_layers(model):
+        layer.module.train(mode)
+
+
+def _replace(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
+    if not name:
+        return layer
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer)
+    return model

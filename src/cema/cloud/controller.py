@@ -1,0 +1,187 @@
+"""The cloud's loop for one group, as in the paper's figure: uploads -> replay -> adapt step -> gate -> publish.
+
+A worker calls ``tick`` when the group has seen another ``tick_images`` images. Every step ends in one transaction
+of the store (used samples, replay, checkpoint, perhaps a new version), so that a crash at any instant loses no
+sample and trains on none twice. The same class runs in the service and in the benchmark's simulator.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cema.cloud.adapt.base import Adapter, Metrics, State
+from cema.cloud.checkpoint import decode_checkpoint, encode_checkpoint
+from cema.cloud.gate import Gate
+from cema.cloud.replay import Replay
+from cema.cloud.store.base import BlobStore, GroupRow, NewUpdate, StepCommit, Store, StoredSample
+from cema.errors import UpdateContentError, WireError
+from cema.types import Uint8Array
+from cema.wire import signing
+from cema.wire.bundle import Bundle
+from cema.wire.image import decode_image
+from cema.wire.messages import UpdateManifest
+from cema.wire.preprocess import fit, normalise
+from cema.wire.update import encode_update, open_update
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Publishing:
+    """How versions are made. private_key: Ed25519, None = unsigned (simulator). interval_ms: at most one per this."""
+
+    method: str
+    private_key: str | None
+    interval_ms: int
+
+
+class Controller:
+    """Adapts one lineage of one group. ``worker`` is the name under which the group is leased."""
+
+    def __init__(
+        self,
+        row: GroupRow,
+        bundle: Bundle,
+        adapter: Adapter,
+        store: Store,
+        blobs: BlobStore,
+        publishing: Publishing,
+        *,
+        worker: str,
+        seed: int,
+        clock_ms: Callable[[], int],
+    ) -> None:
+        self.group, self.lineage, self.worker = row.name, row.lineage, worker
+        self.bundle, self.adapter, self.publishing = bundle, adapter, publishing
+        self.store, self.blobs, self.clock_ms = store, blobs, clock_ms
+        self.rng = np.random.default_rng(seed)
+        self.gate = Gate(adapter)
+        self.replay = Replay(adapter.schedule.replay_capacity)
+        self.row = row
+        self.checkpoint = row.checkpoint
+        self._resume()
+
+    def tick(self, row: GroupRow, stop: Callable[[], bool] = lambda: False) -> int:
+        """Do what is due: full steps on the oldest uploads, else a replay step, else only count. Returns the steps.
+
+        Raises ConflictError when the lease, the bundle or the version changed under us: load the group anew.
+        """
+        self.row = row
+        schedule = self.adapter.schedule
+        steps = 0
+        while (
+            not stop()
+            and len(uploads := self.store.pending(self.group, schedule.step_uploads)) >= schedule.step_uploads
+        ):
+            self._full_step(uploads)
+            steps += 1
+        tick_due = row.samples_seen // schedule.tick_images > row.ticks_done
+        if tick_due and not steps and len(self.replay) >= schedule.replay_min:
+            self._replay_step()
+            steps += 1
+        if not steps:
+            self._commit(self._update_if_due(row.dirty))
+        return steps
+
+    def _full_step(self, uploads: Sequence[StoredSample]) -> None:
+        """Uploads and replay -> adapter -> gate -> one transaction. Uploads join replay after their step."""
+        good, images = self._decode(uploads)
+        schedule, metrics = self.adapter.schedule, None
+        if good:
+            uploads_BCHW = self._input(images)
+            replayed = len(self.replay) >= schedule.replay_min
+            draw = self.replay.draw(schedule.replay_draw, self.rng) if replayed else []
+            self.gate.before(uploads_BCHW)
+            metrics = self.adapter.step(uploads_BCHW, self._input(draw) if draw else None)
+        rows, usable = [sample.row_id for sample in uploads], [sample.row_id for sample in good]
+        bad = sorted(set(rows) - set(usable))
+        self._finish(metrics, consumed=rows, evicted=[*self.replay.extend(usable, images), *bad])
+
+    def _replay_step(self) -> None:
+        images_BCHW = self._input(self.replay.draw(self.adapter.schedule.replay_only, self.rng))
+        self.gate.before(images_BCHW)
+        self._finish(self.adapter.replay_step(images_BCHW))
+
+    def _finish(self, metrics: Metrics | None, *, consumed: Sequence[int] = (), evicted: Sequence[int] = ()) -> None:
+        """Gate, checkpoint, publish if due, commit."""
+        refusal = self.gate.refusal() if metrics is not None else None
+        if refusal:
+            log.warning("group %s: step taken back: %s", self.group, refusal)
+            self.adapter.load_state(self._good)
+        update = self._update_if_due(metrics is not None and not refusal, metrics or {})
+        if metrics is not None:
+            self.checkpoint = self.blobs.put(encode_checkpoint(self.adapter.state(), self.rng))
+        self._commit(update, consumed, evicted)
+
+    def _update_if_due(self, changed: bool, metrics: Metrics | None = None) -> NewUpdate | None:
+        """The next version, if something changed and the last one is old enough."""
+        now = self.clock_ms()
+        if not (changed or self.row.dirty) or now - self.row.last_published_ms < self.publishing.interval_ms:
+            return None
+        version = self.row.latest_version + 1
+        manifest = UpdateManifest(
+            group=self.group,
+            version=version,
+            fingerprint=self.bundle.manifest.fingerprint,
+            method=self.publishing.method,
+            created_at_ms=now,
+        )
+        try:
+            data = encode_update(manifest, self.adapter.edge_parameters())
+            open_update(data, self.bundle.manifest)
+        except UpdateContentError as error:
+            log.warning("group %s: version %d not published: %s", self.group, version, error)
+            self.adapter.load_state(self._good)
+            return None
+        self._good = self.adapter.state()
+        key = self.publishing.private_key
+        signature = signing.sign(data, key) if key else ""
+        return NewUpdate(version, self.blobs.put(data), signature, len(data), manifest.method, metrics or {})
+
+    def _commit(self, update: NewUpdate | None, consumed: Sequence[int] = (), evicted: Sequence[int] = ()) -> None:
+        now, row = self.clock_ms(), self.row
+        due = max(row.samples_seen // self.adapter.schedule.tick_images, row.ticks_done)
+        missed = max(due - row.ticks_done - 1, 0)
+        self.store.commit_step(
+            StepCommit(
+                group=self.group,
+                worker=self.worker,
+                lineage=self.lineage,
+                ticks_done=due,
+                ticks_dropped=row.ticks_dropped + missed,
+                consumed=consumed,
+                evicted=evicted,
+                checkpoint=self.checkpoint,
+                update=update,
+            ),
+            now,
+        )
+        self.row = self.store.group(self.group)
+
+    def _resume(self) -> None:
+        """Adapter, random numbers and replay as the last committed step left them."""
+        if self.checkpoint is not None:
+            state, self.rng = decode_checkpoint(self.blobs.get(self.checkpoint))
+            self.adapter.load_state(state)
+        self._good: State = self.adapter.state()
+        kept, images = self._decode(self.store.replay(self.group))
+        self.replay.extend([sample.row_id for sample in kept], images)
+
+    def _decode(self, samples: Sequence[StoredSample]) -> tuple[list[StoredSample], list[Uint8Array]]:
+        """Pixels at the model's size; what cannot be decoded is left out and logged."""
+        good, images = [], []
+        for sample in samples:
+            try:
+                images.append(fit(decode_image(sample.image, sample.codec), self.bundle.manifest.preprocess))
+                good.append(sample)
+            except WireError as error:
+                log.warning("group %s: sample %s skipped: %s", self.group, sample.sample_id.hex(), error)
+        return good, images
+
+    def _input(self, images: Sequence[Uint8Array]) -> torch.Tensor:
+        return torch.from_numpy(normalise(np.stack(images), self.bundle.manifest.preprocess))

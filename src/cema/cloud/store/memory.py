@@ -1,0 +1,264 @@
+"""MemoryStore and MemoryBlobs: the contract in one process, for the benchmark's lock-step simulator and for tests.
+
+Nothing survives the process. One lock makes every method a transaction; a step is checked completely before the
+first change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Concatenate, ParamSpec, TypeVar
+
+from cema.cloud.store.base import DeviceRow, GroupRow, StepCommit, StoredSample, UpdateRow
+from cema.cloud.store.checks import base_mismatches, check_step
+from cema.cloud.store.memory_group import MemoryGroup
+from cema.errors import ConflictError, NotFoundError
+from cema.wire.messages import SampleBatch, UploadReceipt
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _locked(
+    method: Callable[Concatenate[MemoryStore, P], R],
+) -> Callable[Concatenate[MemoryStore, P], R]:
+    def transaction(self: MemoryStore, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return transaction
+
+
+class MemoryStore:
+    """Store in dictionaries."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._groups: dict[str, MemoryGroup] = {}
+        self._devices: dict[str, DeviceRow] = {}
+        self._tokens: dict[str, str] = {}  # token sha256 -> device id
+        self._boots: dict[tuple[str, bytes], tuple[int, int]] = {}  # -> samples_seen, last_seen_ms
+        self._rows = 0
+        self._garbage: set[str] = set()
+
+    def ping(self) -> None:
+        """Always answers."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    # groups
+
+    @_locked
+    def put_group(self, name: str, fingerprint: str, bundle_blob: str, adaptation: str, now_ms: int) -> GroupRow:
+        old = self._groups.get(name)
+        if old is not None and old.row.fingerprint == fingerprint:
+            old.row = replace(old.row, adaptation=adaptation)
+            return old.public()
+        lineage, version = (1, 0) if old is None else (old.row.lineage + 1, old.row.latest_version)
+        row = GroupRow(name, fingerprint, lineage, bundle_blob, version, 0, 0, 0, 0, None, False, 0, adaptation)
+        self._groups[name] = new = MemoryGroup(row)
+        if old is not None:
+            new.served, new.ids, new.updates = old.served, old.ids, old.updates
+            new.learned = {v: ids for v, ids in old.learned.items() if v <= version}
+            self._discard([old.row.bundle_blob, old.row.checkpoint])
+        return new.public()
+
+    @_locked
+    def group(self, name: str) -> GroupRow:
+        return self._find(name).public()
+
+    @_locked
+    def groups(self) -> list[GroupRow]:
+        return [self._groups[name].public() for name in sorted(self._groups)]
+
+    @_locked
+    def latest_versions(self) -> dict[str, int]:
+        return {name: group.row.latest_version for name, group in self._groups.items()}
+
+    # devices
+
+    @_locked
+    def enrol(self, device_id: str, group: str, token_sha256: str, now_ms: int) -> DeviceRow:
+        self._find(group)
+        old = self._devices.get(device_id)
+        if old is not None and old.revoked_ms is None:
+            raise ConflictError(
+                f"device {device_id!r} is already enrolled in group {old.group!r}", hint="revoke it first"
+            )
+        self._tokens = {token: device for token, device in self._tokens.items() if device != device_id}
+        self._tokens[token_sha256] = device_id
+        self._devices[device_id] = DeviceRow(device_id, group, now_ms, None, 0, 0, {})
+        return self._devices[device_id]
+
+    @_locked
+    def revoke(self, device_id: str, now_ms: int) -> DeviceRow:
+        device = self._devices.get(device_id)
+        if device is None:
+            raise NotFoundError(f"there is no device {device_id!r}")
+        if device.revoked_ms is None:
+            self._devices[device_id] = device = replace(device, revoked_ms=now_ms)
+        return device
+
+    @_locked
+    def devices(self, group: str | None = None) -> list[DeviceRow]:
+        return [d for _, d in sorted(self._devices.items()) if group is None or d.group == group]
+
+    @_locked
+    def device_by_token(self, token_sha256: str) -> DeviceRow | None:
+        device = self._devices.get(self._tokens.get(token_sha256, ""))
+        return None if device is None or device.revoked_ms is not None else device
+
+    # samples
+
+    @_locked
+    def add_samples(self, group: str, batch: SampleBatch, now_ms: int) -> UploadReceipt:
+        found = self._find(group)
+        growth = self._account_for_boot(batch, now_ms)
+        fits, accepted = batch.fingerprint == found.row.fingerprint, 0
+        if fits:
+            found.row = replace(found.row, samples_seen=found.row.samples_seen + growth)
+        for sample in batch.samples if fits else ():
+            if sample.sample_id not in found.ids:
+                self._rows += 1
+                accepted += 1
+                found.add(StoredSample(self._rows, sample.sample_id, sample.codec, sample.image), now_ms)
+        return UploadReceipt(
+            accepted=accepted,
+            duplicates=len(batch.samples) - accepted if fits else 0,
+            rejected=[] if fits else base_mismatches(batch, found.row.fingerprint),
+            latest_version=found.row.latest_version,
+            server_time_ms=now_ms,
+        )
+
+    @_locked
+    def pending(self, group: str, limit: int) -> list[StoredSample]:
+        return list(self._find(group).pending.values())[:limit]
+
+    @_locked
+    def replay(self, group: str, after_row: int = 0) -> list[StoredSample]:
+        return [sample for row, sample in sorted(self._find(group).replay.items()) if row > after_row]
+
+    # work
+
+    @_locked
+    def claim(
+        self, worker: str, now_ms: int, *, lease_ms: int, tick_images: int, publish_interval_ms: int
+    ) -> GroupRow | None:
+        for group in sorted(self._groups.values(), key=lambda group: (group.served, group.row.name)):
+            row = group.row
+            tick_due = row.samples_seen // tick_images > row.ticks_done
+            publication_due = row.dirty and row.last_published_ms <= now_ms - publish_interval_ms
+            free = group.worker in (None, worker) or group.lease_until_ms <= now_ms
+            if row.adaptation == "on" and (tick_due or publication_due) and free:
+                group.worker, group.lease_until_ms = worker, now_ms + lease_ms
+                group.served = max(g.served for g in self._groups.values()) + 1
+                return group.public()
+        return None
+
+    @_locked
+    def renew(self, group: str, worker: str, now_ms: int, lease_ms: int) -> bool:
+        found = self._groups.get(group)
+        if found is None or found.worker != worker:
+            return False
+        found.lease_until_ms = now_ms + lease_ms
+        return True
+
+    @_locked
+    def release(self, group: str, worker: str) -> None:
+        found = self._groups.get(group)
+        if found is not None and found.worker == worker:
+            found.worker, found.lease_until_ms = None, 0
+
+    @_locked
+    def commit_step(self, step: StepCommit, now_ms: int) -> None:
+        group = self._find(step.group)
+        check_step(step, group.worker, group.row.lineage, group.row.latest_version)
+        group.move(step.consumed, step.evicted)
+        row = replace(group.row, ticks_done=step.ticks_done, ticks_dropped=step.ticks_dropped)
+        if step.checkpoint is not None:
+            self._discard([row.checkpoint])
+            row = replace(row, checkpoint=step.checkpoint, dirty=True)
+        group.row = row
+        if step.update is not None:
+            group.publish(step.update, now_ms)
+
+    # updates
+
+    @_locked
+    def update(self, group: str, version: int) -> UpdateRow:
+        found = self._groups.get(group)
+        if found is None or version not in found.updates:
+            raise NotFoundError(f"group {group!r} has no version {version}")
+        return found.updates[version]
+
+    @_locked
+    def updates(self, group: str, limit: int = 100) -> list[UpdateRow]:
+        updates = self._find(group).updates
+        return [updates[version] for version in sorted(updates, reverse=True)[:limit]]
+
+    @_locked
+    def update_samples(self, group: str, version: int) -> list[bytes]:
+        self.update(group, version)
+        return list(self._find(group).learned.get(version, ()))
+
+    # house-keeping
+
+    @_locked
+    def forget(self, now_ms: int, *, id_memory_ms: int, keep_versions: int) -> list[str]:
+        for group in self._groups.values():
+            kept = {sample.sample_id for sample in (*group.pending.values(), *group.replay.values())}
+            group.ids = {i: at for i, at in group.ids.items() if i in kept or at >= now_ms - id_memory_ms}
+            for version in [v for v in group.updates if v <= group.row.latest_version - keep_versions]:
+                self._discard([group.updates.pop(version).blob])
+            group.learned = {v: [i for i in ids if i in group.ids] for v, ids in group.learned.items()}
+        last_seen = {device.device_id: device.last_seen_ms for device in self._devices.values()}
+        for (device_id, boot_id), (_, at) in list(self._boots.items()):
+            if at < min(now_ms - id_memory_ms, last_seen.get(device_id, 0)):
+                del self._boots[device_id, boot_id]
+        rows = [group.row for group in self._groups.values()]
+        living = {row.bundle_blob for row in rows} | {row.checkpoint for row in rows}
+        living |= {update.blob for group in self._groups.values() for update in group.updates.values()}
+        unreferred, self._garbage = sorted(self._garbage - living), set()
+        return unreferred
+
+    def _find(self, name: str) -> MemoryGroup:
+        if name not in self._groups:
+            raise NotFoundError(f"there is no group {name!r}")
+        return self._groups[name]
+
+    def _account_for_boot(self, batch: SampleBatch, now_ms: int) -> int:
+        before, _ = self._boots.get((batch.device_id, batch.boot_id), (0, 0))
+        self._boots[batch.device_id, batch.boot_id] = (max(before, batch.samples_seen), now_ms)
+        device = self._devices.get(batch.device_id)
+        if device is not None:
+            if batch.samples_seen >= before:
+                device = replace(device, samples_seen=batch.samples_seen, dropped=dict(batch.dropped))
+            self._devices[batch.device_id] = replace(device, last_seen_ms=now_ms)
+        return max(0, batch.samples_seen - before)
+
+    def _discard(self, blobs: Iterable[str | None]) -> None:
+        self._garbage.update(blob for blob in blobs if blob is not None)
+
+
+class MemoryBlobs:
+    """BlobStore in a dictionary."""
+
+    def __init__(self) -> None:
+        self._blobs: dict[str, bytes] = {}
+
+    def put(self, data: bytes) -> str:
+        blob = hashlib.sha256(data).hexdigest()
+        self._blobs[blob] = bytes(data)
+        return blob
+
+    def get(self, blob: str) -> bytes:
+        if blob not in self._blobs:
+            raise NotFoundError(f"there is no blob {blob[:12]}")
+        return self._blobs[blob]
+
+    def delete(self, blob: str) -> None:
+        self._blobs.pop(blob, None)

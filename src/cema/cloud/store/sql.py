@@ -1,0 +1,249 @@
+"""SqlStore: the Store contract on SQLAlchemy Core; SQLite by default (WAL, synchronous=FULL, BEGIN IMMEDIATE).
+
+This file owns engine, transactions, groups and devices. What happens inside the transactions of the other concerns
+is in ``sql_samples`` (uploads), ``sql_work`` (leases and adapt steps) and ``sql_updates`` (versions, house-keeping).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Connection, Engine, create_engine, event, insert, select, text, update
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import SQLAlchemyError
+
+from cema.cloud.store import sql_samples, sql_updates, sql_work
+from cema.cloud.store.base import DeviceRow, GroupRow, StepCommit, StoredSample, UpdateRow
+from cema.cloud.store.migrate import migrate
+from cema.cloud.store.sql_tables import as_device, as_group, devices, find_group, group_rows, groups
+from cema.errors import ConflictError, NotFoundError, StorageError
+from cema.wire.messages import SampleBatch, UploadReceipt
+
+BUSY_TIMEOUT_MS = 20_000
+"""How long a writer waits for another process; a transaction takes milliseconds, so this means "stuck"."""
+POOL_CONNECTIONS = 40
+"""As many as the web process has threads: nobody waits for a connection."""
+
+
+class SqlStore:
+    """Store on a database that several processes share."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._writer = engine.execution_options(immediate=True)
+        # SQLite's own waiting is a lottery of sleeps; threads of one process queue up fairly here instead.
+        self._write_lock = threading.Lock()
+
+    @classmethod
+    def open(cls, url: str) -> SqlStore:
+        """Connect and bring the schema up to date, safe for processes that start at once. Raises StorageError."""
+        engine = create_engine(url, pool_size=POOL_CONNECTIONS, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+        event.listen(engine, "connect", _set_pragmas)
+        event.listen(engine, "begin", _begin)
+        try:
+            migrate(engine)
+        except (SQLAlchemyError, OSError) as error:
+            engine.dispose()
+            raise StorageError(f"cannot open the database {url}: {error}") from error
+        return cls(engine)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def ping(self) -> None:
+        with self._read() as connection:
+            connection.execute(text("SELECT 1"))
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise _storage_error(error) from error
+
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        try:
+            with self._write_lock, self._writer.begin() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise _storage_error(error) from error
+
+    # groups
+
+    def put_group(self, name: str, fingerprint: str, bundle_blob: str, adaptation: str, now_ms: int) -> GroupRow:
+        with self._write() as connection:
+            try:
+                old = find_group(connection, name)
+            except NotFoundError:
+                connection.execute(insert(groups).values(_new_group(name, fingerprint, bundle_blob, adaptation)))
+                return as_group(find_group(connection, name))
+            changes: dict[str, object] = {"adaptation": adaptation}
+            if old["fingerprint"] != fingerprint:
+                sql_work.end_lineage(connection, old)
+                fresh = _new_group(name, fingerprint, bundle_blob, adaptation)
+                kept = {"latest_version", "served"}
+                changes = {key: value for key, value in fresh.items() if key not in kept}
+                changes["lineage"] = old["lineage"] + 1
+            connection.execute(update(groups).where(groups.c.name == name).values(changes))
+            return as_group(find_group(connection, name))
+
+    def group(self, name: str) -> GroupRow:
+        with self._read() as connection:
+            return as_group(find_group(connection, name))
+
+    def groups(self) -> list[GroupRow]:
+        with self._read() as connection:
+            return [as_group(row) for row in connection.execute(group_rows.order_by(groups.c.name)).mappings()]
+
+    def latest_versions(self) -> dict[str, int]:
+        with self._read() as connection:
+            rows = connection.execute(select(groups.c.name, groups.c.latest_version))
+            return {row.name: row.latest_version for row in rows}
+
+    # devices
+
+    def enrol(self, device_id: str, group: str, token_sha256: str, now_ms: int) -> DeviceRow:
+        fresh = {
+            "group_name": group,
+            "token_sha256": token_sha256,
+            "created_ms": now_ms,
+            "revoked_ms": None,
+            "last_seen_ms": 0,
+            "samples_seen": 0,
+            "dropped": {},
+        }
+        with self._write() as connection:
+            find_group(connection, group)
+            query = select(devices).where(devices.c.device_id == device_id)
+            old = connection.execute(query).mappings().one_or_none()
+            if old is None:
+                connection.execute(insert(devices).values(device_id=device_id, **fresh))
+            elif old["revoked_ms"] is None:
+                raise ConflictError(
+                    f"device {device_id!r} is already enrolled in group {old['group_name']!r}",
+                    hint="revoke it first ('cema device revoke'), or choose another name",
+                )
+            else:
+                connection.execute(update(devices).where(devices.c.device_id == device_id).values(fresh))
+            return as_device(connection.execute(query).mappings().one())
+
+    def revoke(self, device_id: str, now_ms: int) -> DeviceRow:
+        query = select(devices).where(devices.c.device_id == device_id)
+        with self._write() as connection:
+            living = update(devices).where(devices.c.device_id == device_id, devices.c.revoked_ms.is_(None))
+            connection.execute(living.values(revoked_ms=now_ms))
+            row = connection.execute(query).mappings().one_or_none()
+            if row is None:
+                raise NotFoundError(f"there is no device {device_id!r}", hint="'cema device list' shows all devices")
+            return as_device(row)
+
+    def devices(self, group: str | None = None) -> list[DeviceRow]:
+        query = select(devices).order_by(devices.c.device_id)
+        if group is not None:
+            query = query.where(devices.c.group_name == group)
+        with self._read() as connection:
+            return [as_device(row) for row in connection.execute(query).mappings()]
+
+    def device_by_token(self, token_sha256: str) -> DeviceRow | None:
+        query = select(devices).where(devices.c.token_sha256 == token_sha256, devices.c.revoked_ms.is_(None))
+        with self._read() as connection:
+            row = connection.execute(query).mappings().one_or_none()
+            return None if row is None else as_device(row)
+
+    # samples
+
+    def add_samples(self, group: str, batch: SampleBatch, now_ms: int) -> UploadReceipt:
+        with self._write() as connection:
+            return sql_samples.add(connection, group, batch, now_ms)
+
+    def pending(self, group: str, limit: int) -> list[StoredSample]:
+        with self._read() as connection:
+            return sql_samples.pending(connection, group, limit)
+
+    def replay(self, group: str, after_row: int = 0) -> list[StoredSample]:
+        with self._read() as connection:
+            return sql_samples.replay(connection, group, after_row)
+
+    # work
+
+    def claim(
+        self, worker: str, now_ms: int, *, lease_ms: int, tick_images: int, publish_interval_ms: int
+    ) -> GroupRow | None:
+        due = sql_work.due(worker, now_ms, tick_images, publish_interval_ms)
+        with self._read() as connection:  # workers look far more often than they find: no lock for nothing
+            if connection.execute(due).first() is None:
+                return None
+        with self._write() as connection:
+            return sql_work.claim(connection, due, worker, now_ms + lease_ms)
+
+    def renew(self, group: str, worker: str, now_ms: int, lease_ms: int) -> bool:
+        with self._write() as connection:
+            return sql_work.renew(connection, group, worker, now_ms + lease_ms)
+
+    def release(self, group: str, worker: str) -> None:
+        with self._write() as connection:
+            sql_work.release(connection, group, worker)
+
+    def commit_step(self, step: StepCommit, now_ms: int) -> None:
+        with self._write() as connection:
+            sql_work.commit_step(connection, step, now_ms)
+
+    # updates
+
+    def update(self, group: str, version: int) -> UpdateRow:
+        with self._read() as connection:
+            return sql_updates.find(connection, group, version)
+
+    def updates(self, group: str, limit: int = 100) -> list[UpdateRow]:
+        with self._read() as connection:
+            return sql_updates.newest(connection, group, limit)
+
+    def update_samples(self, group: str, version: int) -> list[bytes]:
+        with self._read() as connection:
+            return sql_updates.learned_from(connection, group, version)
+
+    # house-keeping
+
+    def forget(self, now_ms: int, *, id_memory_ms: int, keep_versions: int) -> list[str]:
+        with self._write() as connection:
+            return sql_updates.forget(connection, now_ms - id_memory_ms, keep_versions)
+
+
+def _new_group(name: str, fingerprint: str, bundle_blob: str, adaptation: str) -> dict[str, object]:
+    return {
+        "name": name,
+        "fingerprint": fingerprint,
+        "lineage": 1,
+        "bundle_blob": bundle_blob,
+        "latest_version": 0,
+        "samples_seen": 0,
+        "ticks_done": 0,
+        "ticks_dropped": 0,
+        "checkpoint": None,
+        "dirty": False,
+        "last_published_ms": 0,
+        "adaptation": adaptation,
+        "worker": None,
+        "lease_until_ms": 0,
+        "served": 0,
+    }
+
+
+def _set_pragmas(connection: DBAPIConnection, _record: object) -> None:
+    connection.isolation_level = None  # the driver opens no transactions of its own: _begin does
+    for pragma in ("synchronous=FULL", f"busy_timeout={BUSY_TIMEOUT_MS}", "foreign_keys=ON"):
+        connection.cursor().execute(f"PRAGMA {pragma}")
+
+
+def _begin(connection: Connection) -> None:
+    # A writer that began as a reader could not wait for the lock, it would fail: so it says at once that it writes.
+    immediate = connection.get_execution_options().get("immediate", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+def _storage_error(error: SQLAlchemyError) -> StorageError:
+    return StorageError(f"the database failed: {error}", hint="check free space and permissions of data_dir")

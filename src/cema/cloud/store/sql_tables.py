@@ -1,0 +1,151 @@
+"""The tables of the SQL store, and how their rows become the contract's dataclasses.
+
+``migrations/versions`` creates them; a contract test compares both. Payloads have their own table, so that a change
+of a sample's state never rewrites its image. A sample's life: pending -> replay -> gone; the row of a gone sample
+remembers its id until ``forget``.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    RowMapping,
+    String,
+    Table,
+    UniqueConstraint,
+    func,
+    select,
+)
+
+from cema.cloud.store.base import DeviceRow, GroupRow, UpdateRow
+from cema.errors import NotFoundError
+
+PENDING, REPLAY, GONE = "pending", "replay", "gone"
+
+metadata = MetaData()
+
+groups = Table(
+    "groups",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("fingerprint", String, nullable=False),
+    Column("lineage", Integer, nullable=False),
+    Column("bundle_blob", String, nullable=False),
+    Column("latest_version", Integer, nullable=False),
+    Column("samples_seen", BigInteger, nullable=False),
+    Column("ticks_done", BigInteger, nullable=False),
+    Column("ticks_dropped", BigInteger, nullable=False),
+    Column("checkpoint", String),
+    Column("dirty", Boolean, nullable=False),
+    Column("last_published_ms", BigInteger, nullable=False),
+    Column("adaptation", String, nullable=False),
+    Column("worker", String),  # who holds the lease, None = free
+    Column("lease_until_ms", BigInteger, nullable=False),
+    Column("served", BigInteger, nullable=False),  # rises with every claim: the lowest is served next
+)
+
+devices = Table(
+    "devices",
+    metadata,
+    Column("device_id", String, primary_key=True),
+    Column("group_name", ForeignKey("groups.name"), nullable=False, index=True),
+    Column("token_sha256", String, nullable=False, unique=True),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("revoked_ms", BigInteger),
+    Column("last_seen_ms", BigInteger, nullable=False),
+    Column("samples_seen", BigInteger, nullable=False),
+    Column("dropped", JSON, nullable=False),
+)
+
+boots = Table(
+    "boots",
+    metadata,
+    Column("device_id", String, primary_key=True),
+    Column("boot_id", LargeBinary, primary_key=True),
+    Column("samples_seen", BigInteger, nullable=False),
+    Column("last_seen_ms", BigInteger, nullable=False),
+)
+
+samples = Table(
+    "samples",
+    metadata,
+    Column("row_id", Integer, primary_key=True, autoincrement=True),
+    Column("group_name", ForeignKey("groups.name"), nullable=False),
+    Column("sample_id", LargeBinary, nullable=False),
+    Column("codec", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("version", Integer),  # the first version that learned from it, None = no step used it
+    Column("received_ms", BigInteger, nullable=False),
+    UniqueConstraint("group_name", "sample_id", name="uq_samples_group_sample"),
+    Index("ix_samples_queue", "group_name", "state", "row_id"),
+    Index("ix_samples_version", "group_name", "version"),
+    Index("ix_samples_age", "state", "received_ms"),
+    sqlite_autoincrement=True,  # a row id is never used again
+)
+
+payloads = Table(
+    "payloads",
+    metadata,
+    Column("row_id", ForeignKey("samples.row_id"), primary_key=True),
+    Column("image", LargeBinary, nullable=False),
+)
+
+updates = Table(
+    "updates",
+    metadata,
+    Column("group_name", ForeignKey("groups.name"), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("blob", String, nullable=False),
+    Column("signature", String, nullable=False),
+    Column("fingerprint", String, nullable=False),
+    Column("method", String, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("rollback_of", Integer),
+    Column("samples", Integer, nullable=False),
+    Column("metrics", JSON, nullable=False),
+)
+
+garbage = Table("garbage", metadata, Column("blob", String, primary_key=True))
+"""Blobs that rows referred to once and do no longer; ``forget`` hands them out."""
+
+_pending_count = (
+    select(func.count())
+    .select_from(samples)
+    .where(samples.c.group_name == groups.c.name, samples.c.state == PENDING)
+    .scalar_subquery()
+    .label("pending")
+)
+group_rows = select(groups, _pending_count)
+
+
+def as_group(row: RowMapping) -> GroupRow:
+    fields = GroupRow.__dataclass_fields__
+    return GroupRow(**{name: row[name] for name in fields})
+
+
+def as_device(row: RowMapping) -> DeviceRow:
+    fields = {name: row[name] for name in DeviceRow.__dataclass_fields__ if name != "group"}
+    return DeviceRow(group=row["group_name"], **fields)
+
+
+def as_update(row: RowMapping) -> UpdateRow:
+    fields = {name: row[name] for name in UpdateRow.__dataclass_fields__ if name != "group"}
+    return UpdateRow(group=row["group_name"], **fields)
+
+
+def find_group(connection: Connection, name: str) -> RowMapping:
+    """The row of a group with its lease. Raises NotFoundError."""
+    row = connection.execute(group_rows.where(groups.c.name == name)).mappings().one_or_none()
+    if row is None:
+        raise NotFoundError(f"there is no group {name!r}", hint="'cema group list' shows the groups of this cloud")
+    return row

@@ -1,0 +1,92 @@
+"""Leases and adapt steps inside a transaction.
+
+The lease column is the durable work queue: a group belongs to one worker until the lease runs out. A step's end is
+checked against lease, lineage and version first; any contradiction raises, and the transaction leaves no trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, Select, delete, func, or_, select, update
+
+from cema.cloud.store.base import GroupRow, StepCommit
+from cema.cloud.store.checks import check_step
+from cema.cloud.store.sql_tables import GONE, PENDING, REPLAY, as_group, find_group, groups, payloads, samples
+from cema.cloud.store.sql_updates import discard, publish
+from cema.errors import ConflictError
+
+
+def due(worker: str, now_ms: int, tick_images: int, publish_interval_ms: int) -> Select[Any]:
+    """Name of the group to be served next by ``worker``: a tick or a publication is due, and the lease is free."""
+    column = groups.c
+    tick_due = column.samples_seen >= (column.ticks_done + 1) * tick_images
+    publication_due = column.dirty & (column.last_published_ms <= now_ms - publish_interval_ms)
+    free = or_(column.worker.is_(None), column.worker == worker, column.lease_until_ms <= now_ms)
+    return (
+        select(column.name)
+        .where(column.adaptation == "on", or_(tick_due, publication_due), free)
+        .order_by(column.served, column.name)
+        .limit(1)
+    )
+
+
+def claim(connection: Connection, due_group: Select[Any], worker: str, lease_until_ms: int) -> GroupRow | None:
+    name = connection.execute(due_group).scalar_one_or_none()
+    if name is None:
+        return None
+    turn = select(func.max(groups.c.served) + 1).scalar_subquery()
+    lease = {"worker": worker, "lease_until_ms": lease_until_ms, "served": turn}
+    connection.execute(update(groups).where(groups.c.name == name).values(lease))
+    return as_group(find_group(connection, name))
+
+
+def renew(connection: Connection, group: str, worker: str, lease_until_ms: int) -> bool:
+    ours = update(groups).where(groups.c.name == group, groups.c.worker == worker)
+    return connection.execute(ours.values(lease_until_ms=lease_until_ms)).rowcount == 1
+
+
+def release(connection: Connection, group: str, worker: str) -> None:
+    ours = update(groups).where(groups.c.name == group, groups.c.worker == worker)
+    connection.execute(ours.values(worker=None, lease_until_ms=0))
+
+
+def commit_step(connection: Connection, step: StepCommit, now_ms: int) -> None:
+    """Raises ConflictError; the caller's transaction then rolls back."""
+    group = find_group(connection, step.group)
+    check_step(step, group["worker"], group["lineage"], group["latest_version"])
+    learned_version = group["latest_version"] + 1
+    _move(connection, step.group, step.consumed, PENDING, {"state": REPLAY, "version": learned_version})
+    _move(connection, step.group, step.evicted, REPLAY, {"state": GONE})
+    if step.evicted:
+        connection.execute(delete(payloads).where(payloads.c.row_id.in_(step.evicted)))
+    changes: dict[str, Any] = {"ticks_done": step.ticks_done, "ticks_dropped": step.ticks_dropped}
+    if step.checkpoint is not None:
+        discard(connection, [group["checkpoint"]])
+        changes |= {"checkpoint": step.checkpoint, "dirty": True}
+    if step.update is not None:
+        publish(connection, group, step.update, now_ms)
+        changes |= {"dirty": False, "latest_version": step.update.version, "last_published_ms": now_ms}
+    connection.execute(update(groups).where(groups.c.name == step.group).values(changes))
+
+
+def end_lineage(connection: Connection, group: RowMapping) -> None:
+    """Drop pending samples, replay and checkpoint of a group that gets another bundle."""
+    ours = samples.c.group_name == group["name"]
+    connection.execute(
+        delete(payloads).where(payloads.c.row_id.in_(select(samples.c.row_id).where(ours, samples.c.state != GONE)))
+    )
+    connection.execute(update(samples).where(ours, samples.c.state != GONE).values(state=GONE))
+    unpublished = samples.c.version > group["latest_version"]
+    connection.execute(update(samples).where(ours, unpublished).values(version=None))
+    discard(connection, [group["checkpoint"], group["bundle_blob"]])
+
+
+def _move(connection: Connection, group: str, rows: Sequence[int], state: str, change: dict[str, Any]) -> None:
+    if not rows:
+        return
+    chosen = update(samples).where(samples.c.row_id.in_(rows), samples.c.group_name == group, samples.c.state == state)
+    moved = connection.execute(chosen.values(change)).rowcount
+    if moved != len(rows):
+        raise ConflictError(f"expected {len(rows)} rows of {group} to be {state}, got {moved}")

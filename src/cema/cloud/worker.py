@@ -1,0 +1,181 @@
+"""An adaptation worker: leases one group at a time from the store, adapts it, gives it back.
+
+Shares nothing with the web process but the store, so a step never delays an upload, and a worker may die at any
+instruction: the lease runs out and another one goes on from the last committed step.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+import click
+import numpy as np
+import torch
+
+from cema.cloud.adapt import create_adapter
+from cema.cloud.adapt.base import Adapter, Schedule
+from cema.cloud.controller import Controller, Publishing
+from cema.cloud.keys import signing_key
+from cema.cloud.models import load_model
+from cema.cloud.norms import read_parameters
+from cema.cloud.parent import exit_with_parent
+from cema.cloud.store import open_store
+from cema.cloud.store.base import BlobStore, GroupRow, Store
+from cema.config import GroupConfig, ServeConfig, load_serve
+from cema.errors import CemaError, ConfigError, ConflictError
+from cema.telemetry import configure_logging
+from cema.wire.bundle import Bundle, decode_bundle
+
+log = logging.getLogger(__name__)
+
+HOUSEKEEPING_INTERVAL_S = 60.0
+"""Between two looks for expired ids and unreferenced blobs; cheap, and nothing waits for it."""
+RETRY_AFTER_ERROR_S = 5.0
+"""Pause of a group whose tick failed, so that one broken group cannot keep the worker busy."""
+
+
+class Worker:
+    """Runs ticks of whatever group is due. name: unique among living workers."""
+
+    def __init__(
+        self, config: ServeConfig, store: Store, blobs: BlobStore, *, name: str, clock_ms: Callable[[], int]
+    ) -> None:
+        self.config, self.store, self.blobs = config, store, blobs
+        self.name, self.clock_ms = name, clock_ms
+        self._controllers: dict[str, Controller] = {}
+        self._next_housekeeping_ms = 0
+
+    def run(self, stop: threading.Event) -> None:
+        """Until ``stop`` is set; the step under way is finished and committed."""
+        while not stop.is_set():
+            if not self.once(stop.is_set):
+                stop.wait(self.config.worker.idle_interval_s)
+
+    def once(self, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Serve one group that is due; False if none was."""
+        self._housekeeping()
+        settings = self.config.worker
+        row = self.store.claim(
+            self.name,
+            self.clock_ms(),
+            lease_ms=round(settings.lease_s * 1000),
+            tick_images=Schedule.tick_images,
+            publish_interval_ms=round(settings.publish_min_interval_s * 1000),
+        )
+        if row is None:
+            return False
+        keepalive = _Keepalive(lambda: self._renew(row.name), settings.lease_s / 3)
+        try:
+            with keepalive:
+                self._controller(row).tick(row, stop)
+        except ConflictError as error:
+            log.warning("group %s: %s; loading it anew", row.name, error)
+            self._controllers.pop(row.name, None)
+        except CemaError:
+            # The lease is kept: it runs out by itself, and until then other groups are served.
+            log.exception("group %s: tick failed", row.name)
+            self._controllers.pop(row.name, None)
+            self.store.renew(row.name, self.name, self.clock_ms(), round(RETRY_AFTER_ERROR_S * 1000))
+            return True
+        self.store.release(row.name, self.name)
+        return True
+
+    def _controller(self, row: GroupRow) -> Controller:
+        """The group's controller, from memory if it is still what the store says, else loaded."""
+        known = self._controllers.get(row.name)
+        if known is not None and (known.lineage, known.checkpoint) == (row.lineage, row.checkpoint):
+            return known
+        group = self.config.groups.get(row.name)
+        if group is None:
+            raise ConfigError(f"group {row.name!r} is in the store but not in the configuration of this worker")
+        bundle = decode_bundle(self.blobs.get(row.bundle_blob))
+        publishing = Publishing(
+            group.method, signing_key(self.config), round(self.config.worker.publish_min_interval_s * 1000)
+        )
+        controller = Controller(
+            row,
+            bundle,
+            _adapter(group, bundle),
+            self.store,
+            self.blobs,
+            publishing,
+            worker=self.name,
+            seed=group.seed,
+            clock_ms=self.clock_ms,
+        )
+        self._controllers[row.name] = controller
+        log.info("group %s loaded: method %s, version %d", row.name, group.method, row.latest_version)
+        return controller
+
+    def _renew(self, group: str) -> None:
+        self.store.renew(group, self.name, self.clock_ms(), round(self.config.worker.lease_s * 1000))
+
+    def _housekeeping(self) -> None:
+        now = self.clock_ms()
+        if now < self._next_housekeeping_ms:
+            return
+        self._next_housekeeping_ms = now + round(HOUSEKEEPING_INTERVAL_S * 1000)
+        retention = self.config.retention
+        for blob in self.store.forget(
+            now, id_memory_ms=round(retention.id_memory_s * 1000), keep_versions=retention.keep_versions
+        ):
+            self.blobs.delete(blob)
+
+
+class _Keepalive:
+    """Renews a lease from a thread while a long step runs."""
+
+    def __init__(self, renew: Callable[[], None], interval_s: float) -> None:
+        self._renew, self._interval_s = renew, interval_s
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="lease", daemon=True)
+
+    def _loop(self) -> None:
+        while not self._done.wait(self._interval_s):
+            self._renew()
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+def _adapter(group: GroupConfig, bundle: Bundle) -> Adapter:
+    edge = load_model(group.edge_model, group.edge_weights).module
+    source, built = read_parameters(edge), bundle.source_parameters()
+    if source.keys() != built.keys() or any(not np.array_equal(source[name], built[name]) for name in built):
+        raise ConfigError(
+            f"the bundle {group.bundle} was not built from edge_model {group.edge_model!r} with these weights",
+            hint="build the bundle again with 'cema bundle build'",
+        )
+    foundation = load_model(group.foundation_model, group.foundation_weights).module if group.foundation_model else None
+    return create_adapter(group.method, edge, foundation, group.options)
+
+
+@click.command()
+@click.option("-c", "--config", "config_file", required=True, type=click.Path(exists=True, dir_okay=False))
+@click.option("--index", default=0, show_default=True, help="Number of this worker on the machine.")
+def main(config_file: str, index: int) -> None:
+    """Run one adaptation worker until SIGTERM; started by ``cema serve``."""
+    configure_logging()
+    exit_with_parent()
+    config = load_serve(config_file)
+    threads = config.worker.threads or max(1, (os.cpu_count() or 1) // max(config.worker.processes, 1))
+    torch.set_num_threads(threads)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    store, blobs = open_store(config)
+    Worker(config, store, blobs, name=f"{os.getpid()}-{index}", clock_ms=lambda: time.time_ns() // 1_000_000).run(stop)
+    store.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""The cloud as a device sees it: four requests over plain HTTPS (docs/protocol.md), one attempt each.
+
+Every failure becomes one of our errors; whoever calls decides about the next attempt (uplink.py). Answers are read
+with a size limit, redirects are not followed (they would carry the token elsewhere), and ``close`` ends a request
+that is under way, so that a long poll does not hold up shutting down.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import msgspec
+import urllib3
+from urllib3.exceptions import HTTPError, InvalidHeader
+from urllib3.response import BaseHTTPResponse
+
+from cema.config import UplinkConfig
+from cema.edge.counters import EdgeCounters
+from cema.errors import (
+    AuthError,
+    BaseMismatchError,
+    CemaError,
+    ConfigError,
+    ConflictError,
+    ForbiddenError,
+    MessageError,
+    NotFoundError,
+    OverloadedError,
+    SizeLimitError,
+    TransportError,
+)
+from cema.wire.bundle import MAX_BUNDLE_BYTES
+from cema.wire.messages import (
+    MSGPACK_TYPE,
+    SIGNATURE_HEADER,
+    ErrorBody,
+    GroupStatus,
+    SampleBatch,
+    UploadReceipt,
+    decode_json,
+    encode_msgpack,
+)
+from cema.wire.update import MAX_UPDATE_BYTES
+
+MAX_ANSWER_BYTES = 1024 * 1024
+"""Of a JSON answer; 256 rejections with their messages take a tenth of it."""
+MAX_RETRY_AFTER_S = 3600.0
+"""A Retry-After beyond this is taken as this: a typing error in a proxy must not silence a fleet for a year."""
+_CHUNK_BYTES = 64 * 1024
+_USER_AGENT = "cema-edge"
+_ERRORS: Mapping[int, type[CemaError]] = {
+    401: AuthError, 403: ForbiddenError, 404: NotFoundError, 409: ConflictError, 413: SizeLimitError,
+    429: OverloadedError, 503: OverloadedError,
+}  # fmt: skip
+
+
+class CloudClient:
+    """Requests of one device to one group. Safe to share between threads.
+
+    Parameters
+    ----------
+    url: http(s)://host[:port][/prefix] of the cloud. token: the device's. counters: told the bytes of all bodies.
+
+    All requests raise TransportError (no or an unusable answer), AuthError, ForbiddenError, NotFoundError,
+    OverloadedError (``values["retry_after_s"]``), MessageError, SizeLimitError.
+    """
+
+    def __init__(
+        self, url: str, group: str, token: str, *, config: UplinkConfig, counters: EdgeCounters | None = None
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"expected the cloud's address as https://host[:port], got {url!r}")
+        self._base = f"{url.rstrip('/')}/v1/groups/{quote(group, safe='')}"
+        self._headers = {"Authorization": f"Bearer {token}", "User-Agent": _USER_AGENT}
+        self._config = config
+        self._counters = counters or EdgeCounters()
+        self._connections = _Connections()
+        self._pools = _pool_manager(parts.scheme, parts.hostname, config)
+        self._pools.pool_classes_by_scheme = self._connections.pool_classes()
+
+    def status(self) -> GroupStatus:
+        """What the group runs: ``GET /v1/groups/{group}``."""
+        _, body, _ = self._request("GET", "", limit_bytes=MAX_ANSWER_BYTES)
+        return self._answer(body, GroupStatus)
+
+    def upload(self, batch: SampleBatch) -> UploadReceipt:
+        """Hand over samples: ``POST .../samples``. Raises BaseMismatchError as well."""
+        return self.upload_bytes(encode_msgpack(batch))
+
+    def upload_bytes(self, body: bytes) -> UploadReceipt:
+        """As ``upload``, for a batch that is encoded already (its size was needed before)."""
+        self._counters.moved(up=len(body))
+        _, answer, _ = self._request("POST", "/samples", body=body, limit_bytes=MAX_ANSWER_BYTES)
+        return self._answer(answer, UploadReceipt)
+
+    def bundle(self) -> tuple[bytes, str]:
+        """The group's bundle and its signature (empty if unsigned), not verified: ``GET .../bundle``."""
+        _, body, signature = self._request("GET", "/bundle", limit_bytes=MAX_BUNDLE_BYTES)
+        return body, signature
+
+    def poll(self, after: int, fingerprint: str, wait_s: float) -> tuple[bytes, str] | None:
+        """An update newer than ``after`` and its signature, not verified; None if none came within ``wait_s``.
+
+        Raises BaseMismatchError when the group has another bundle than ``fingerprint``.
+        """
+        query = urlencode({"after": after, "wait": f"{wait_s:g}", "base": fingerprint})
+        status, body, signature = self._request(
+            "GET", f"/updates/latest?{query}", limit_bytes=MAX_UPDATE_BYTES, wait_s=wait_s
+        )
+        return (body, signature) if status == 200 else None
+
+    def close(self) -> None:
+        """End running requests (they raise TransportError) and close all connections."""
+        self._connections.shut_down()
+        self._pools.clear()
+
+    def _request(
+        self, method: str, path: str, *, limit_bytes: int, body: bytes | None = None, wait_s: float = 0.0
+    ) -> tuple[int, bytes, str]:
+        timeout = urllib3.Timeout(connect=self._config.connect_timeout_s, read=wait_s + self._config.read_timeout_s)
+        headers = self._headers | ({"Content-Type": MSGPACK_TYPE} if body is not None else {})
+        try:
+            response = self._pools.request(
+                method, self._base + path, body=body, headers=headers, timeout=timeout,
+                retries=False, redirect=False, preload_content=False,
+            )  # fmt: skip
+            try:
+                content = _read(response, limit_bytes)
+            finally:
+                response.release_conn()
+        except (HTTPError, OSError, ValueError) as error:
+            raise TransportError(
+                f"expected an answer from {self._base}: {error}", hint="check the address, the network and ca_file"
+            ) from error
+        self._counters.moved(down=len(content))
+        if response.status not in (200, 204):
+            raise _refusal(response, content)
+        return response.status, content, response.headers.get(SIGNATURE_HEADER, "")
+
+    def _answer[M: (GroupStatus, UploadReceipt)](self, body: bytes, kind: type[M]) -> M:
+        return decode_json(body, kind, limit_bytes=MAX_ANSWER_BYTES)

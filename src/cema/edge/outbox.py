@@ -1,0 +1,254 @@
+"""Samples that wait for the network: a bounded queue that survives a power cut (SQLite, WAL, synchronous=FULL).
+
+In: selected samples, encoded. Out: the oldest ones, until the cloud has acknowledged them. What has to go is dropped
+oldest first and counted by reason. A damaged file is set aside and counted: prediction matters more than its queue.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from cema.config import OutboxConfig
+from cema.errors import StorageError
+from cema.wire.messages import Sample
+
+JOURNAL_LIMIT_BYTES = 4 * 1024 * 1024
+"""The write-ahead log is cut back to this size; it may not grow to a second copy of the queue."""
+OVERFLOW, EXPIRED, STALE, REJECTED, CORRUPT = "overflow", "expired", "stale", "rejected", "corrupt"
+
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_PRIMARY_CODE = 0xFF
+_DELETE_CHUNK = 500
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS samples (
+    row INTEGER PRIMARY KEY AUTOINCREMENT, id BLOB NOT NULL UNIQUE, fingerprint TEXT NOT NULL,
+    captured_at_ms INTEGER NOT NULL, size INTEGER NOT NULL, body BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS samples_age ON samples (captured_at_ms, size);
+CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+"""
+T = TypeVar("T")
+
+
+class Outbox:
+    """The queue of one device. All methods may be called from several threads; each is one transaction.
+
+    Parameters
+    ----------
+    path: the database file, created if absent. config: bounds. fingerprint: of the bundle in use; samples of
+    another one are dropped and counted as ``stale``.
+
+    Raises StorageError when the disk fails (full, read-only); a damaged file is no error.
+    """
+
+    def __init__(self, path: Path, config: OutboxConfig, fingerprint: str) -> None:
+        self._path, self._config, self._fingerprint = path, config, fingerprint
+        self._mutex = threading.RLock()
+        self._database: sqlite3.Connection | None = None
+        self._length = self._size_bytes = 0
+        self.switch(fingerprint)
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def size_bytes(self) -> int:
+        """Encoded samples in the queue."""
+        return self._size_bytes
+
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def switch(self, fingerprint: str) -> None:
+        """From now on samples are for this bundle; waiting ones of others are dropped as ``stale``."""
+
+        def change(database: sqlite3.Connection) -> None:
+            cursor = database.execute("DELETE FROM samples WHERE fingerprint != ?", (fingerprint,))
+            _count(database, STALE, cursor.rowcount)
+
+        self._fingerprint = fingerprint
+        self._run(change)
+
+    def add(self, samples: Sequence[Sample]) -> None:
+        """Queue samples, durable when it returns. Beyond the bounds the oldest go, counted as ``overflow``."""
+        if not samples:
+            return
+        rows = [(s.sample_id, self._fingerprint, s.captured_at_ms, msgspec.msgpack.encode(s)) for s in samples]
+
+        def insert(database: sqlite3.Connection) -> None:
+            database.executemany(
+                "INSERT OR IGNORE INTO samples (id, fingerprint, captured_at_ms, size, body) VALUES (?, ?, ?, ?, ?)",
+                [(*row[:3], len(row[3]), row[3]) for row in rows],
+            )
+            self._trim(database)
+
+        self._run(insert)
+
+    def peek(self, max_samples: int, max_bytes: int) -> list[Sample]:
+        """The oldest samples within both limits, at least one if there is any; they stay until acknowledged."""
+
+        def read(database: sqlite3.Connection) -> list[Sample]:
+            found: list[Sample] = []
+            room = max_bytes
+            for size, body in database.execute("SELECT size, body FROM samples ORDER BY row LIMIT ?", (max_samples,)):
+                room -= size
+                if found and room < 0:
+                    break
+                found.append(_decode(body))
+            return found
+
+        return self._run(read)
+
+    def acknowledge(self, ids: Sequence[bytes]) -> None:
+        """The cloud has them: delete. Unknown ids are ignored."""
+        self._run(lambda database: _delete(database, ids))
+
+    def discard(self, ids: Sequence[bytes], reason: str) -> None:
+        """Nobody will ever take them: delete and count."""
+        self._run(lambda database: _count(database, reason, _delete(database, ids)))
+
+    def expire(self, now_ms: int) -> None:
+        """Drop what was captured more than ``expiry_s`` before ``now_ms``; counted as ``expired``."""
+        limit = now_ms - round(self._config.expiry_s * 1000)
+
+        def drop(database: sqlite3.Connection) -> None:
+            cursor = database.execute("DELETE FROM samples WHERE captured_at_ms < ?", (limit,))
+            _count(database, EXPIRED, cursor.rowcount)
+
+        self._run(drop)
+
+    def count(self, name: str, amount: int) -> int:
+        """Raise a durable counter; returns its new value (0 adds nothing and just reads)."""
+
+        def add(database: sqlite3.Connection) -> int:
+            _count(database, name, amount)
+            row = database.execute("SELECT value FROM counters WHERE name = ?", (name,)).fetchone()
+            return int(row[0]) if row else 0
+
+        return self._run(add)
+
+    def counters(self) -> dict[str, int]:
+        """Everything counted since the file was made."""
+        return self._run(lambda database: dict(database.execute("SELECT name, value FROM counters").fetchall()))
+
+    def close(self) -> None:
+        """Close the file; it is opened again on use."""
+        with self._mutex:
+            if self._database is not None:
+                self._database.close()
+                self._database = None
+
+    def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        with self._mutex:
+            try:
+                return self._attempt(work)
+            except sqlite3.DatabaseError as error:
+                if not _is_damage(error):
+                    raise StorageError(f"the outbox {self._path} cannot be used: {error}") from error
+            except _DamagedRowError:
+                pass
+            self._set_aside()
+            try:
+                return self._attempt(work)
+            except sqlite3.DatabaseError as error:
+                raise StorageError(f"a new outbox {self._path} cannot be made: {error}") from error
+
+    def _attempt(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self._database is None:
+            self._database = _open(self._path)
+        with _transaction(self._database):
+            result = work(self._database)
+            row = self._database.execute("SELECT count(*), coalesce(sum(size), 0) FROM samples").fetchone()
+        self._length, self._size_bytes = row
+        return result
+
+    def _trim(self, database: sqlite3.Connection) -> None:
+        count, size = database.execute("SELECT count(*), coalesce(sum(size), 0) FROM samples").fetchone()
+        excess = max(0, count - self._config.max_samples)
+        dropped: list[tuple[int]] = []
+        for row, bytes_ in database.execute("SELECT row, size FROM samples ORDER BY row"):
+            if len(dropped) >= excess and size <= self._config.max_bytes:
+                break
+            dropped.append((row,))
+            size -= bytes_
+        database.executemany("DELETE FROM samples WHERE row = ?", dropped)
+        _count(database, OVERFLOW, len(dropped))
+
+    def _set_aside(self) -> None:
+        self.close()
+        folder, name = self._path.parent, self._path.name
+        older = list(folder.glob(f"{name}.corrupt-*"))
+        numbers = [file.name.rpartition("-")[2] for file in older]
+        number = 1 + max((int(text) for text in numbers if text.isdigit()), default=0)
+        try:
+            self._path.rename(folder / f"{name}.corrupt-{number}")
+            # only the newest is kept for inspection: damaged files may not fill the card
+            for leftover in (*older, folder / f"{name}-wal", folder / f"{name}-shm"):
+                leftover.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"the damaged outbox {self._path} cannot be set aside: {error.strerror}") from error
+        self._attempt(lambda database: _count(database, CORRUPT, number))
+
+
+class _DamagedRowError(Exception):
+    """A row that SQLite gave back but that is not a sample."""
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")
+        database.execute(f"PRAGMA journal_size_limit = {JOURNAL_LIMIT_BYTES}")
+        database.executescript(_SCHEMA)
+    except sqlite3.DatabaseError:
+        database.close()
+        raise
+    return database
+
+
+@contextmanager
+def _transaction(database: sqlite3.Connection) -> Iterator[None]:
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        database.execute("COMMIT")
+    except BaseException:
+        if database.in_transaction:
+            database.execute("ROLLBACK")
+        raise
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & _PRIMARY_CODE in _DAMAGED
+
+
+def _decode(body: bytes) -> Sample:
+    try:
+        return msgspec.msgpack.decode(body, type=Sample)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise _DamagedRowError from error
+
+
+def _delete(database: sqlite3.Connection, ids: Sequence[bytes]) -> int:
+    deleted = 0
+    for start in range(0, len(ids), _DELETE_CHUNK):
+        chunk = ids[start : start + _DELETE_CHUNK]
+        marks = ",".join("?" * len(chunk))
+        deleted += database.execute(f"DELETE FROM samples WHERE id IN ({marks})", chunk).rowcount  # noqa: S608
+    return deleted
+
+
+def _count(database: sqlite3.Connection, name: str, amount: int) -> None:
+    if amount > 0:
+        database.execute(
+            "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+            (name, amount),
+        )

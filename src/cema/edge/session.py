@@ -1,0 +1,127 @@
+"""The model with one version of the norm parameters, ready to run: an ONNX Runtime session that never changes.
+
+In: a bundle and norm parameters by torch name. ``model.onnx`` keeps its norm tensors outside (``norm.bin``), so
+other values are handed in as external initializers; the optimiser then fuses *them* into the convolutions, and
+an adapted model is as fast as the source (ADR 0002). A hot swap builds a new session and exchanges a reference.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from cema.errors import BundleError, ConfigError, UpdateContentError
+from cema.types import Float32Array, NormParameters
+from cema.wire.bundle import Bundle
+from cema.wire.preprocess import normalise
+
+MAX_AUTO_THREADS = 4
+"""With threads = 0: more than four rarely helps small models and starves the device's other work."""
+SMOKE_SEED = 0
+_LOG_ERRORS_ONLY = 3
+
+_ORT_ERRORS: tuple[type[Exception], ...] = (
+    *(kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+    RuntimeError,
+    ValueError,
+)
+
+
+class EdgeSession:
+    """A model version that predicts. Immutable and safe to share between threads.
+
+    Parameters
+    ----------
+    bundle: graph and norm table. parameters: every norm tensor of the bundle, float32 by torch name.
+    version: of the parameters, 0 = source. providers: ONNX Runtime execution providers in order of preference;
+    those this device lacks are skipped. threads: 0 = one per core, at most 4.
+
+    Raises
+    ------
+    UpdateContentError: the parameters do not fit the bundle. BundleError: not a model that ONNX Runtime can run.
+    ConfigError: none of the providers exists here.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        parameters: NormParameters,
+        version: int,
+        *,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        threads: int = 0,
+    ) -> None:
+        self.bundle = bundle
+        self.version = version
+        self._input, self._output = bundle.manifest.input_name, bundle.manifest.output_name
+        values = _checked(bundle, parameters)
+        options = ort.SessionOptions()
+        options.log_severity_level = _LOG_ERRORS_ONLY
+        options.intra_op_num_threads = threads or min(os.cpu_count() or 1, MAX_AUTO_THREADS)
+        # idle threads that spin would eat battery and heat the device between two pictures
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        available = _available(providers)
+        try:
+            # on the CPU an OrtValue borrows the array's memory: both must live as long as the session
+            self._kept = values, {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in values.items()}
+            options.add_external_initializers(list(self._kept[1]), list(self._kept[1].values()))
+            self._session = ort.InferenceSession(bundle.model, options, providers=available)
+        except _ORT_ERRORS as error:
+            raise BundleError(
+                f"expected a model that ONNX Runtime {ort.__version__} can run: {error}",
+                hint="build the bundle again with 'cema bundle build', or upgrade onnxruntime on the device",
+            ) from error
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the bundle behind this session."""
+        return self.bundle.manifest.fingerprint
+
+    def run(self, images_BCHW: Float32Array) -> Float32Array:
+        """Preprocessed images, float32 [B, 3, H, W] -> logits, float32 [B, K]. Raises BundleError."""
+        try:
+            (logits_BK,) = self._session.run([self._output], {self._input: images_BCHW})
+        except _ORT_ERRORS as error:
+            raise BundleError(
+                f"expected a model that runs on {list(images_BCHW.shape)}: {error}", hint="check the bundle's input size"
+            ) from error
+        return np.asarray(logits_BK, np.float32)
+
+    def smoke_test(self) -> None:
+        """One noise picture must give finite logits, one per class. Raises BundleError, UpdateContentError."""
+        recipe, classes = self.bundle.manifest.preprocess, len(self.bundle.manifest.classes)
+        noise = np.random.default_rng(SMOKE_SEED).integers(0, 256, (1, *recipe.size, 3), dtype=np.uint8)
+        logits_BK = self.run(normalise(noise, recipe))
+        if logits_BK.shape != (1, classes):
+            raise BundleError(f"expected logits of shape [1, {classes}], got {list(logits_BK.shape)}")
+        if not np.isfinite(logits_BK).all():
+            raise UpdateContentError(
+                f"expected finite logits from version {self.version}, got nan or inf", version=self.version
+            )
+
+
+def _checked(bundle: Bundle, parameters: NormParameters) -> dict[str, Float32Array]:
+    """Own, contiguous float32 arrays by initializer name."""
+    table = {tensor.name: tensor for tensor in bundle.manifest.norm}
+    if table.keys() != parameters.keys():
+        wrong = sorted(table.keys() ^ parameters.keys())
+        raise UpdateContentError(f"expected the bundle's {len(table)} norm tensors, got a difference in {wrong[:3]}")
+    for name, tensor in table.items():
+        if parameters[name].shape != tuple(tensor.shape):
+            raise UpdateContentError(f"expected {name} as {tensor.shape}, got {parameters[name].shape}", tensor=name)
+    return {tensor.initializer: np.array(parameters[name], np.float32, order="C") for name, tensor in table.items()}
+
+
+def _available(providers: Sequence[str]) -> list[str]:
+    present = ort.get_available_providers()
+    usable = [provider for provider in providers if provider in present]
+    if not usable:
+        raise ConfigError(
+            f"expected one of the execution providers {', '.join(present)}, got {', '.join(providers)}",
+            hint="set runtime.providers in device.toml",
+        )
+    return usable

@@ -1,0 +1,174 @@
+"""The state folder: what survives a power cut, and in which order it is written.
+
+    state/
+      lock              held while an agent uses the folder
+      pointer.json      which bundle, and which update lies in which slot: names, versions, sha256. The only truth
+      bundle-<sha256>   the bundle, with bundle-<sha256>.sig
+      slot-a, slot-b    two updates (safetensors), each with .sig: the last good one and the one before
+      outbox.db         samples that wait for the network (outbox.py)
+      status.json       what the agent reports about itself; nobody reads it back
+
+Content is written first, to a name or slot the pointer does not rely on; then the pointer is replaced (write beside,
+fsync, rename, fsync folder). Whatever instruction is the last one, the pointer names content that is complete; what
+does not have the sha256 that the pointer says is treated as absent.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from cema.errors import ConflictError, StorageError
+
+POINTER_FILE, LOCK_FILE, STATUS_FILE, OUTBOX_FILE = "pointer.json", "lock", "status.json", "outbox.db"
+_BUNDLE_PREFIX = "bundle-"
+_SLOTS = ("a", "b")
+Adaptation = Literal["on", "off"]
+
+
+class SlotEntry(msgspec.Struct, frozen=True):
+    """What a file must contain. sha256: of the bytes. fingerprint: of the bundle the update is for."""
+
+    sha256: str
+    version: int
+    fingerprint: str
+
+
+class Pointer(msgspec.Struct, frozen=True):
+    """``pointer.json``. bundle: sha256 of the bundle's bytes. adaptation: the cloud's last word (kill switch)."""
+
+    bundle: str | None = None
+    active: Literal["a", "b"] | None = None
+    slots: dict[str, SlotEntry] = {}
+    adaptation: Adaptation = "on"
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """Content that has the sha256 it should have. version: 0 for a bundle."""
+
+    data: bytes
+    signature: str
+    version: int = 0
+
+
+class StateFolder:
+    """Bundle and updates of one device; one agent at a time.
+
+    Raises StorageError when the disk fails, ConflictError when another agent uses the folder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StorageError(f"expected a writable state folder at {path}: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock)
+            raise ConflictError(
+                f"the state folder {path} is in use by another agent", hint="give each agent its own state_dir"
+            ) from error
+        self._pointer = self._read_pointer()
+
+    @property
+    def adaptation(self) -> Adaptation:
+        """The cloud's last word on this group: ``off`` is remembered while the device is offline, too."""
+        return self._pointer.adaptation
+
+    def set_adaptation(self, adaptation: Adaptation) -> None:
+        if adaptation != self._pointer.adaptation:
+            self._point(msgspec.structs.replace(self._pointer, adaptation=adaptation))
+
+    def bundle(self) -> Stored | None:
+        """The stored bundle, None if there is none or it is damaged."""
+        sha256 = self._pointer.bundle
+        return self._read(_BUNDLE_PREFIX + sha256, sha256) if sha256 else None
+
+    def put_bundle(self, data: bytes, signature: str) -> None:
+        """Store a verified bundle; the old one is deleted once the pointer names the new one."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        self._write_content(_BUNDLE_PREFIX + sha256, data, signature)
+        self._point(msgspec.structs.replace(self._pointer, bundle=sha256))
+        for old in self.path.glob(_BUNDLE_PREFIX + "*"):
+            if sha256 not in old.name:
+                with suppress(OSError):
+                    old.unlink()
+
+    def updates(self, fingerprint: str) -> list[Stored]:
+        """Complete updates for this bundle, the last good one first."""
+        pointer = self._pointer
+        order = sorted(_SLOTS, key=lambda slot: slot != pointer.active)
+        entries = [(slot, pointer.slots[slot]) for slot in order if slot in pointer.slots]
+        found = [self._read(f"slot-{s}", e.sha256, e.version) for s, e in entries if e.fingerprint == fingerprint]
+        return [stored for stored in found if stored is not None]
+
+    def put_update(self, data: bytes, signature: str, version: int, fingerprint: str) -> None:
+        """Store a verified update in the slot that is not active, then make it the active one."""
+        slot: Literal["a", "b"] = "b" if self._pointer.active == "a" else "a"
+        self._write_content(f"slot-{slot}", data, signature)
+        entry = SlotEntry(hashlib.sha256(data).hexdigest(), version, fingerprint)
+        slots = {**self._pointer.slots, slot: entry}
+        self._point(msgspec.structs.replace(self._pointer, active=slot, slots=slots))
+
+    def write_status(self, status: dict[str, object]) -> None:
+        """Replace ``status.json``: readers see the old or the new one, never half of one."""
+        self._replace(STATUS_FILE, msgspec.json.format(msgspec.json.encode(status)), durable=False)
+
+    def close(self) -> None:
+        """Release the folder for other agents."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _read_pointer(self) -> Pointer:
+        try:
+            return msgspec.json.decode((self.path / POINTER_FILE).read_bytes(), type=Pointer)
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            return Pointer()
+
+    def _point(self, pointer: Pointer) -> None:
+        self._replace(POINTER_FILE, msgspec.json.encode(pointer))
+        self._pointer = pointer
+
+    def _read(self, name: str, sha256: str, version: int = 0) -> Stored | None:
+        try:
+            data = (self.path / name).read_bytes()
+            signature = (self.path / f"{name}.sig").read_text()
+        except (OSError, UnicodeDecodeError):
+            return None
+        return Stored(data, signature, version) if hashlib.sha256(data).hexdigest() == sha256 else None
+
+    def _write_content(self, name: str, data: bytes, signature: str) -> None:
+        # both renamed into place before the pointer learns of them; a cut in between leaves a sha256 nobody points to
+        self._replace(f"{name}.sig", signature.encode())
+        self._replace(name, data)
+
+    def _replace(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        beside = self.path / f"{name}.tmp"
+        try:
+            with open(beside, "wb") as file:
+                file.write(data)
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+            os.replace(beside, self.path / name)
+            if durable:
+                self._sync_folder()
+        except OSError as error:
+            raise StorageError(f"expected to write {name} in {self.path}: {error.strerror}") from error
+
+    def _sync_folder(self) -> None:
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
