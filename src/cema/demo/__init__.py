@@ -1,0 +1,1 @@
+"""``cema demo``: the whole system on one machine. Real processes, real HTTP, real images; nothing is mocked."""

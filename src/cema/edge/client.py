@@ -7,21 +7,16 @@ that is under way, so that a long poll does not hold up shutting down.
 
 from __future__ import annotations
 
-import socket
-import threading
-import time
 from collections.abc import Mapping
-from contextlib import suppress
-from typing import Any
+from typing import TypeVar
 from urllib.parse import quote, urlencode, urlsplit
-from urllib.request import getproxies, proxy_bypass
 
-import msgspec
 import urllib3
 from urllib3.exceptions import HTTPError, InvalidHeader
 from urllib3.response import BaseHTTPResponse
 
 from cema.config import UplinkConfig
+from cema.edge.connections import Connections
 from cema.edge.counters import EdgeCounters
 from cema.errors import (
     AuthError,
@@ -42,6 +37,7 @@ from cema.wire.messages import (
     SIGNATURE_HEADER,
     ErrorBody,
     GroupStatus,
+    Message,
     SampleBatch,
     UploadReceipt,
     decode_json,
@@ -57,8 +53,13 @@ _CHUNK_BYTES = 64 * 1024
 _USER_AGENT = "cema-edge"
 _ERRORS: Mapping[int, type[CemaError]] = {
     401: AuthError, 403: ForbiddenError, 404: NotFoundError, 409: ConflictError, 413: SizeLimitError,
-    429: OverloadedError, 503: OverloadedError,
 }  # fmt: skip
+_HINTS: Mapping[type[CemaError], str] = {
+    AuthError: "the device's token is unknown or revoked: run 'cema device enrol' again",
+    ForbiddenError: "the token belongs to a device of another group",
+    NotFoundError: "check url and group in device.toml",
+}
+A = TypeVar("A", bound=Message)
 
 
 class CloudClient:
@@ -69,7 +70,8 @@ class CloudClient:
     url: http(s)://host[:port][/prefix] of the cloud. token: the device's. counters: told the bytes of all bodies.
 
     All requests raise TransportError (no or an unusable answer), AuthError, ForbiddenError, NotFoundError,
-    OverloadedError (``values["retry_after_s"]``), MessageError, SizeLimitError.
+    OverloadedError (``values["retry_after_s"]``), ConflictError; MessageError and SizeLimitError only when the cloud
+    refuses what was sent.
     """
 
     def __init__(
@@ -82,14 +84,12 @@ class CloudClient:
         self._headers = {"Authorization": f"Bearer {token}", "User-Agent": _USER_AGENT}
         self._config = config
         self._counters = counters or EdgeCounters()
-        self._connections = _Connections()
-        self._pools = _pool_manager(parts.scheme, parts.hostname, config)
-        self._pools.pool_classes_by_scheme = self._connections.pool_classes()
+        self._connections = Connections(url, config)
 
     def status(self) -> GroupStatus:
         """What the group runs: ``GET /v1/groups/{group}``."""
         _, body, _ = self._request("GET", "", limit_bytes=MAX_ANSWER_BYTES)
-        return self._answer(body, GroupStatus)
+        return _answer(body, GroupStatus)
 
     def upload(self, batch: SampleBatch) -> UploadReceipt:
         """Hand over samples: ``POST .../samples``. Raises BaseMismatchError as well."""
@@ -99,7 +99,7 @@ class CloudClient:
         """As ``upload``, for a batch that is encoded already (its size was needed before)."""
         self._counters.moved(up=len(body))
         _, answer, _ = self._request("POST", "/samples", body=body, limit_bytes=MAX_ANSWER_BYTES)
-        return self._answer(answer, UploadReceipt)
+        return _answer(answer, UploadReceipt)
 
     def bundle(self) -> tuple[bytes, str]:
         """The group's bundle and its signature (empty if unsigned), not verified: ``GET .../bundle``."""
@@ -120,7 +120,6 @@ class CloudClient:
     def close(self) -> None:
         """End running requests (they raise TransportError) and close all connections."""
         self._connections.shut_down()
-        self._pools.clear()
 
     def _request(
         self, method: str, path: str, *, limit_bytes: int, body: bytes | None = None, wait_s: float = 0.0
@@ -128,7 +127,7 @@ class CloudClient:
         timeout = urllib3.Timeout(connect=self._config.connect_timeout_s, read=wait_s + self._config.read_timeout_s)
         headers = self._headers | ({"Content-Type": MSGPACK_TYPE} if body is not None else {})
         try:
-            response = self._pools.request(
+            response = self._connections.pools.request(
                 method, self._base + path, body=body, headers=headers, timeout=timeout,
                 retries=False, redirect=False, preload_content=False,
             )  # fmt: skip
@@ -145,5 +144,52 @@ class CloudClient:
             raise _refusal(response, content)
         return response.status, content, response.headers.get(SIGNATURE_HEADER, "")
 
-    def _answer[M: (GroupStatus, UploadReceipt)](self, body: bytes, kind: type[M]) -> M:
+
+def _read(response: BaseHTTPResponse, limit_bytes: int) -> bytes:
+    # undecoded: compression was not asked for, and what is not decompressed cannot explode
+    parts: list[bytes] = []
+    size = 0
+    for part in response.stream(_CHUNK_BYTES, decode_content=False):
+        size += len(part)
+        if size > limit_bytes:
+            response.close()
+            raise TransportError(f"expected an answer of at most {limit_bytes} bytes, got more")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _answer(body: bytes, kind: type[A]) -> A:
+    try:
         return decode_json(body, kind, limit_bytes=MAX_ANSWER_BYTES)
+    except MessageError as error:
+        raise TransportError(f"expected the cloud's {kind.__name__}: {error.message}", hint=error.hint) from error
+
+
+def _refusal(response: BaseHTTPResponse, content: bytes) -> CemaError:
+    status = response.status
+    body = _error_body(content)
+    shown = body or ErrorBody(code="", message=f"the cloud answered with status {status}")
+    if status in (429, 503):
+        pause_s = _retry_after_s(response.headers.get("Retry-After"))
+        return OverloadedError(shown.message, hint=shown.hint, retry_after_s=pause_s)
+    if shown.code == BaseMismatchError.code:
+        return BaseMismatchError(shown.message, hint=shown.hint)
+    # a 400 that does not speak our language comes from something in between and says nothing about the content
+    kind = MessageError if status == 400 and body else _ERRORS.get(status, TransportError)
+    return kind(shown.message, hint=shown.hint or _HINTS.get(kind, ""), status=status)
+
+
+def _error_body(content: bytes) -> ErrorBody | None:
+    try:
+        return decode_json(content, ErrorBody, limit_bytes=MAX_ANSWER_BYTES)
+    except (MessageError, SizeLimitError):
+        return None
+
+
+def _retry_after_s(header: str | None) -> float:
+    if header is None:
+        return 0.0
+    try:
+        return min(float(urllib3.Retry().parse_retry_after(header)), MAX_RETRY_AFTER_S)
+    except (InvalidHeader, ValueError, OverflowError):
+        return 0.0

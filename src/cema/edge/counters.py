@@ -1,4 +1,4 @@
-"""What an agent counts about itself, since boot: the numbers behind ``status()``, ``status.json`` and the demo's table."""
+"""What an agent counts about itself since boot: the numbers behind ``status()`` and ``status.json``."""
 
 from __future__ import annotations
 

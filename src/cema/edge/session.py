@@ -87,7 +87,8 @@ class EdgeSession:
             (logits_BK,) = self._session.run([self._output], {self._input: images_BCHW})
         except _ORT_ERRORS as error:
             raise BundleError(
-                f"expected a model that runs on {list(images_BCHW.shape)}: {error}", hint="check the bundle's input size"
+                f"expected a model that runs on {list(images_BCHW.shape)}: {error}",
+                hint="check the bundle's input size",
             ) from error
         return np.asarray(logits_BK, np.float32)
 

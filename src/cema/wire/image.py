@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -60,19 +61,34 @@ def decode_image(data: bytes, codec: str | None = None, *, max_pixels: int = MAX
     SizeLimitError: more bytes or pixels than allowed. ImageError: not a picture of that codec, truncated,
     animated, or of no size.
     """
-    if len(data) > MAX_IMAGE_BYTES and codec != "raw":
-        raise SizeLimitError(f"expected an image of at most {MAX_IMAGE_BYTES} bytes, got {len(data)}")
     if codec == "raw":
         return _decode_raw(data, max_pixels)
+    with _opened(data, codec, max_pixels) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def check_image(data: bytes, codec: str, *, max_pixels: int = MAX_PIXELS) -> None:
+    """Look at the header only: a picture of that codec and of an allowed size. Raises as ``decode_image``."""
+    if codec == "raw":
+        _decode_raw(data, max_pixels)
+        return
+    with _opened(data, codec, max_pixels):
+        pass
+
+
+@contextmanager
+def _opened(data: bytes, codec: str | None, max_pixels: int) -> Iterator[Image.Image]:
+    if len(data) > MAX_IMAGE_BYTES:
+        raise SizeLimitError(f"expected an image of at most {MAX_IMAGE_BYTES} bytes, got {len(data)}")
     if codec is not None and codec not in _PIL_FORMAT:
         raise ImageError(f"expected one of the codecs {', '.join(CODECS)}, got {codec!r}")
-    formats: Sequence[str] = list(_PIL_FORMAT.values()) if codec is None else [_PIL_FORMAT[codec]]
+    formats: list[str] = list(_PIL_FORMAT.values()) if codec is None else [_PIL_FORMAT[codec]]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=formats) as picture:
                 _check_picture(picture, max_pixels)
-                return np.asarray(picture.convert("RGB"))
+                yield picture
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ImageError(
             f"expected a complete {codec or 'jpeg, webp or png'} image, got {len(data)} bytes: {error}",

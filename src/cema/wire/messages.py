@@ -95,13 +95,18 @@ class UploadReceipt(Message):
 
 
 class GroupStatus(Message):
-    """Answer of ``GET /v1/groups/{group}``: what a device needs to know before it starts."""
+    """Answer of ``GET /v1/groups/{group}``: what a device needs to know before it starts.
+
+    samples_seen: images predicted by the whole group. ticks_done: how far the cloud has come with them (64 a tick).
+    """
 
     group: str
     fingerprint: str
     latest_version: int
     adaptation: str
     server_time_ms: int
+    samples_seen: int = 0
+    ticks_done: int = 0
 
 
 class ErrorBody(Message):

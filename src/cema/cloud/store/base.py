@@ -153,8 +153,8 @@ class Store(Protocol):
         self, worker: str, now_ms: int, *, lease_ms: int, tick_images: int, publish_interval_ms: int
     ) -> GroupRow | None:
         """Lease one group that has a tick due (samples_seen // tick_images > ticks_done), or is dirty and was last
-        published at least publish_interval_ms ago; not leased by a living other worker, adaptation on. Least recently
-        served first."""
+        published at least publish_interval_ms ago; not under a living lease (not even its own), adaptation on.
+        Least recently served first."""
 
     def renew(self, group: str, worker: str, now_ms: int, lease_ms: int) -> bool:
         """Prolong the lease; False if it is lost."""

@@ -25,7 +25,7 @@ R = TypeVar("R")
 def _locked(
     method: Callable[Concatenate[MemoryStore, P], R],
 ) -> Callable[Concatenate[MemoryStore, P], R]:
-    def transaction(self: MemoryStore, *args: P.args, **kwargs: P.kwargs) -> R:
+    def transaction(self: MemoryStore, /, *args: P.args, **kwargs: P.kwargs) -> R:
         with self._lock:
             return method(self, *args, **kwargs)
 
@@ -152,7 +152,7 @@ class MemoryStore:
             row = group.row
             tick_due = row.samples_seen // tick_images > row.ticks_done
             publication_due = row.dirty and row.last_published_ms <= now_ms - publish_interval_ms
-            free = group.worker in (None, worker) or group.lease_until_ms <= now_ms
+            free = group.worker is None or group.lease_until_ms <= now_ms
             if row.adaptation == "on" and (tick_due or publication_due) and free:
                 group.worker, group.lease_until_ms = worker, now_ms + lease_ms
                 group.served = max(g.served for g in self._groups.values()) + 1

@@ -18,12 +18,12 @@ from cema.cloud.store.sql_updates import discard, publish
 from cema.errors import ConflictError
 
 
-def due(worker: str, now_ms: int, tick_images: int, publish_interval_ms: int) -> Select[Any]:
-    """Name of the group to be served next by ``worker``: a tick or a publication is due, and the lease is free."""
+def due(now_ms: int, tick_images: int, publish_interval_ms: int) -> Select[Any]:
+    """Name of the group to be served next: a tick or a publication is due, and nobody holds a living lease."""
     column = groups.c
     tick_due = column.samples_seen >= (column.ticks_done + 1) * tick_images
     publication_due = column.dirty & (column.last_published_ms <= now_ms - publish_interval_ms)
-    free = or_(column.worker.is_(None), column.worker == worker, column.lease_until_ms <= now_ms)
+    free = column.worker.is_(None) | (column.lease_until_ms <= now_ms)
     return (
         select(column.name)
         .where(column.adaptation == "on", or_(tick_due, publication_due), free)

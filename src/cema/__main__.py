@@ -1,0 +1,5 @@
+"""``python -m cema`` is ``cema``."""
+
+from cema.cli.main import run
+
+run()

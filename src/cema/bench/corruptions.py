@@ -1,0 +1,150 @@
+"""The weather of the benchmark: clean pictures in, corrupted pictures out, the same every time.
+
+Names are the ids of ImageNet-C (Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261). From 64 px on, pictures go through the maintained
+library ``imagecorruptions`` (constants of ImageNet-C, made for 224 px); below, through ``corruptions_small``
+(constants of CIFAR-10-C). ``corrupt`` is for a batch, ``corrupted`` for a whole data set with a cache on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from cema.errors import ConfigError, DependencyError
+from cema.types import Uint8Array
+
+CLEAN = "clean"
+COMMON = (
+    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
+    "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
+)  # fmt: skip
+"""The fifteen that mean errors are taken over."""
+EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
+"""The four for choosing a method's numbers."""
+NAMES = (CLEAN, *COMMON, *EXTRA)
+SEVERITIES = range(1, 6)
+LARGE_SIDE_PX = 64
+"""From this short side on, the constants of ImageNet-C are used; below, those of CIFAR-10-C."""
+_SEEDED = ("impulse_noise", "glass_blur")
+"""These two functions of the library take a seed instead of drawing from numpy's global generator."""
+_SEED_LIMIT = 1 << 31
+_CACHE_FORMAT = 1
+"""Part of the cache's key: raise it when the pixels of any corruption change."""
+
+One = Callable[[Uint8Array, np.random.Generator], Uint8Array]
+
+
+def corrupt(images_BHWC: Uint8Array, name: str, severity: int, rng: np.random.Generator) -> Uint8Array:
+    """Corrupt each picture of uint8 [B, H, W, 3]; new array of the same shape. All randomness comes from ``rng``.
+
+    Raises
+    ------
+    ConfigError: unknown name or severity, or not a batch of pictures. DependencyError: the extra ``bench`` is missing.
+
+    >>> grey = np.full((1, 32, 32, 3), 128, np.uint8)
+    >>> int(corrupt(grey, "brightness", 5, np.random.default_rng(0)).min())
+    204
+    """
+    if images_BHWC.dtype != np.uint8 or images_BHWC.ndim != 4 or images_BHWC.shape[3] != 3:
+        raise ConfigError(f"expected uint8 pictures [B, H, W, 3], got {images_BHWC.dtype} {[*images_BHWC.shape]}")
+    one = _corruption(name, severity, min(images_BHWC.shape[1:3]))
+    if not len(images_BHWC):
+        return images_BHWC.copy()
+    return np.stack([one(image, rng) for image in images_BHWC])
+
+
+def corrupted(
+    images: Sequence[Uint8Array] | Uint8Array, name: str, severity: int, seed: int, cache_dir: Path | None = None
+) -> Uint8Array:
+    """A whole set: pictures uint8 [H, W, 3] of one size -> uint8 [N, H, W, 3].
+
+    Picture i draws from its own generator, made from (seed, i, name, severity): the first n pictures of a set are
+    corrupted alike whether or not others follow. With ``cache_dir`` the result is kept there, by the hash of all that
+    it depends on. Raises as ``corrupt``.
+    """
+    stacked = np.stack(list(images))
+    if cache_dir is None:
+        return _corrupt_each(stacked, name, severity, seed)
+    digest = hashlib.sha256(np.ascontiguousarray(stacked).tobytes())
+    digest.update(repr((_CACHE_FORMAT, stacked.shape, name, severity, seed)).encode())
+    path = cache_dir / f"{name}-{severity}-{digest.hexdigest()[:32]}.npy"
+    if path.is_file():
+        return np.asarray(np.load(path, allow_pickle=False))
+    result = _corrupt_each(stacked, name, severity, seed)
+    _save(path, result)
+    return result
+
+
+def _corrupt_each(stacked: Uint8Array, name: str, severity: int, seed: int) -> Uint8Array:
+    key = zlib.crc32(name.encode())
+    result = np.empty_like(stacked)
+    for index in range(len(stacked)):
+        rng = np.random.default_rng((seed, index, key, severity))
+        result[index] = corrupt(stacked[index : index + 1], name, severity, rng)[0]
+    return result
+
+
+def _save(path: Path, array: Uint8Array) -> None:
+    """Other processes see the whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+        np.save(file, array, allow_pickle=False)
+    os.replace(file.name, path)
+
+
+def _corruption(name: str, severity: int, side_px: int) -> One:
+    if name not in NAMES:
+        raise ConfigError(f"expected a corruption, got {name!r}", hint=f"known: {', '.join(NAMES)}")
+    if severity not in SEVERITIES:
+        raise ConfigError(f"expected a severity of 1 to 5, got {severity!r}")
+    if name == CLEAN:
+        return lambda image, rng: image
+    try:
+        return _large(name, severity) if side_px >= LARGE_SIDE_PX else _small(name, severity)
+    except ModuleNotFoundError as error:
+        raise DependencyError(
+            f"corruptions need {error.name}, which is not installed", hint="pip install 'cema[bench]'"
+        ) from error
+
+
+def _small(name: str, severity: int) -> One:
+    from cema.bench.corruptions_small import SMALL
+
+    function, constants = SMALL[name]
+
+    def one(image: Uint8Array, rng: np.random.Generator) -> Uint8Array:
+        changed = function(image / 255.0, constants[severity - 1], rng)
+        # The published files truncate; the epsilon keeps n / 255 * 255 from becoming n - 1.
+        return (np.clip(changed, 0, 1) * 255 + 1e-6).astype(np.uint8)
+
+    return one
+
+
+def _large(name: str, severity: int) -> One:
+    import imagecorruptions
+
+    def one(image: Uint8Array, rng: np.random.Generator) -> Uint8Array:
+        seed = int(rng.integers(_SEED_LIMIT))
+        options = {"seed": seed} if name in _SEEDED else {}
+        with _numpy_seeded(seed):
+            return np.asarray(imagecorruptions.corrupt(image, severity, name, **options))
+
+    return one
+
+
+@contextmanager
+def _numpy_seeded(seed: int) -> Iterator[None]:
+    """The library draws from numpy's global generator: lend it one, then put the old state back."""
+    before = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)

@@ -1,0 +1,31 @@
+"""``GET /v1/groups/{group}``: what a device asks before it starts."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+
+from cema.cloud.api.answers import json_answer
+from cema.cloud.api.context import ContextOf, Device
+from cema.cloud.api.schema import answers
+from cema.wire.messages import GroupStatus
+
+router = APIRouter()
+
+
+@router.get(
+    "/v1/groups/{group}", summary="Bundle, version and kill switch", responses=answers(GroupStatus, 401, 403, 404)
+)
+def status(group: str, device: Device, context: ContextOf) -> Response:
+    """The group's bundle fingerprint, latest version, whether adaptation is on, the server's time, and progress."""
+    row = context.store.group(group)
+    return json_answer(
+        GroupStatus(
+            group=row.name,
+            fingerprint=row.fingerprint,
+            latest_version=row.latest_version,
+            adaptation=row.adaptation,
+            server_time_ms=context.clock_ms(),
+            samples_seen=row.samples_seen,
+            ticks_done=row.ticks_done,
+        )
+    )

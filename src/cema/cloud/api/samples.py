@@ -1,0 +1,123 @@
+"""``POST /v1/groups/{group}/samples``: devices hand in what they selected.
+
+The body is hostile: its size is limited while it arrives, every image's header is looked at, and what can never be
+trained on is refused sample by sample, so that one bad picture does not cost its batch.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from cema.cloud.api.answers import json_answer
+from cema.cloud.api.context import Context, ContextOf, Device
+from cema.cloud.api.schema import answers, body_of
+from cema.cloud.store.base import DeviceRow
+from cema.errors import ForbiddenError, MessageError, SizeLimitError, WireError
+from cema.wire.image import check_image
+from cema.wire.messages import (
+    BOOT_ID_BYTES,
+    MSGPACK_TYPE,
+    PROTOCOL_VERSION,
+    SAMPLE_ID_BYTES,
+    Rejection,
+    Sample,
+    SampleBatch,
+    UploadReceipt,
+    decode_msgpack,
+)
+
+MAX_COUNT = 1 << 53
+"""Largest counter that is believed: exact in JSON, and far from the database's 64 bits."""
+MAX_DROP_REASONS = 32
+MAX_REASON_CHARS = 64
+
+router = APIRouter()
+
+
+@router.post(
+    "/v1/groups/{group}/samples",
+    summary="Upload a batch of selected samples",
+    responses=answers(UploadReceipt, 400, 401, 403, 413, 422),
+    openapi_extra=body_of(MSGPACK_TYPE, SampleBatch),
+)
+async def upload(group: str, request: Request, device: Device, context: ContextOf) -> Response:
+    """Durable when answered, idempotent by sample id. ``rejected`` samples are refused for ever."""
+    body = await _read_body(request, context.config.server.max_body_bytes)
+    receipt = await run_in_threadpool(_store, context, device, body)
+    _count(context, group, len(body), receipt)
+    return json_answer(receipt)
+
+
+async def _read_body(request: Request, limit_bytes: int) -> bytes:
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != MSGPACK_TYPE:
+        raise MessageError(f"expected Content-Type: {MSGPACK_TYPE}, got {content_type or 'none'}")
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and int(announced) > limit_bytes:
+        raise _too_large(limit_bytes)
+    body = bytearray()
+    async for chunk in request.stream():
+        if len(body) + len(chunk) > limit_bytes:
+            raise _too_large(limit_bytes)
+        body += chunk
+    return bytes(body)
+
+
+def _too_large(limit_bytes: int) -> SizeLimitError:
+    return SizeLimitError(
+        f"expected a body of at most {limit_bytes} bytes, got more",
+        hint="send fewer samples per batch (uplink.batch_bytes), or raise server.max_body_bytes",
+        limit_bytes=limit_bytes,
+    )
+
+
+def _store(context: Context, device: DeviceRow, body: bytes) -> UploadReceipt:
+    server = context.config.server
+    batch = decode_msgpack(body, SampleBatch, limit_bytes=server.max_body_bytes)
+    _check_batch(batch, device, server.max_batch_samples)
+    faults = {index: fault for index, sample in enumerate(batch.samples) if (fault := _fault(sample))}
+    good = [sample for index, sample in enumerate(batch.samples) if index not in faults]
+    batch = msgspec.structs.replace(batch, samples=good)
+    receipt = context.store.add_samples(device.group, batch, context.clock_ms())
+    return msgspec.structs.replace(receipt, rejected=[*receipt.rejected, *faults.values()])
+
+
+def _check_batch(batch: SampleBatch, device: DeviceRow, max_samples: int) -> None:
+    if batch.protocol != PROTOCOL_VERSION:
+        raise MessageError(f"expected protocol {PROTOCOL_VERSION}, got {batch.protocol}", hint="upgrade cema")
+    if batch.device_id != device.device_id:
+        raise ForbiddenError(f"expected a batch of device {device.device_id!r}, got {batch.device_id[:80]!r}")
+    if len(batch.samples) > max_samples:
+        raise SizeLimitError(
+            f"expected at most {max_samples} samples, got {len(batch.samples)}", hint="send fewer samples per batch"
+        )
+    if len(batch.boot_id) != BOOT_ID_BYTES:
+        raise MessageError(f"expected a boot_id of {BOOT_ID_BYTES} bytes, got {len(batch.boot_id)}")
+    counts = [batch.samples_seen, *batch.dropped.values()]
+    if min(counts) < 0 or max(counts) > MAX_COUNT:
+        raise MessageError(f"expected samples_seen and dropped in 0..{MAX_COUNT}, got {min(counts)}..{max(counts)}")
+    if len(batch.dropped) > MAX_DROP_REASONS or max(map(len, batch.dropped), default=0) > MAX_REASON_CHARS:
+        raise MessageError(f"expected at most {MAX_DROP_REASONS} reasons of {MAX_REASON_CHARS} characters in dropped")
+
+
+def _fault(sample: Sample) -> Rejection | None:
+    """Why the cloud will never take this sample; None if it does."""
+    try:
+        if len(sample.sample_id) != SAMPLE_ID_BYTES:
+            raise MessageError(f"expected a sample_id of {SAMPLE_ID_BYTES} bytes, got {len(sample.sample_id)}")
+        check_image(sample.image, sample.codec)
+    except WireError as error:
+        return Rejection(sample_id=sample.sample_id.hex(), code=error.code, message=error.message)
+    return None
+
+
+def _count(context: Context, group: str, size_bytes: int, receipt: UploadReceipt) -> None:
+    metrics = context.metrics
+    metrics.uploads.labels(group).inc()
+    metrics.upload_bytes.labels(group).inc(size_bytes)
+    metrics.samples.labels(group).inc(receipt.accepted)
+    metrics.duplicates.labels(group).inc(receipt.duplicates)
+    for rejection in receipt.rejected:
+        metrics.rejections.labels(group, rejection.code).inc()

@@ -1,0 +1,65 @@
+"""OpenAPI for bodies that FastAPI does not see: the wire's msgspec structs, described once.
+
+The routes answer ready-made bytes; these helpers say in ``/docs`` what is in them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+
+from cema.wire.messages import ErrorBody, GroupStatus, Message, SampleBatch, UploadReceipt
+
+_REF = "#/components/schemas/{name}"
+_MESSAGES: tuple[type[Message], ...] = (ErrorBody, GroupStatus, SampleBatch, UploadReceipt)
+_MEANING = {
+    204: "Nothing new within the time",
+    304: "The client already holds this content",
+    400: "The body is not the protocol",
+    401: "No token, or an unknown one",
+    403: "The token belongs to another group",
+    404: "There is no such thing",
+    409: "The device runs another bundle",
+    413: "More bytes or samples than allowed",
+    422: "A parameter is missing or out of range",
+    503: "The store does not answer",
+}
+_BODILESS = (204, 304)
+
+
+def body_of(media_type: str, kind: type[Message]) -> dict[str, Any]:
+    """``openapi_extra`` of a route that reads its body itself."""
+    return {"requestBody": {"required": True, "content": {media_type: {"schema": _ref(kind)}}}}
+
+
+def answers(ok: type[Message] | str, *others: int) -> dict[int | str, dict[str, Any]]:
+    """``responses`` of a route. ok: message of a 200, or the media type of its bytes. others: further statuses."""
+    if isinstance(ok, str):
+        content = {ok: {"schema": {"type": "string", "format": "binary"}}}
+    else:
+        content = {"application/json": {"schema": _ref(ok)}}
+    described: dict[int | str, dict[str, Any]] = {200: {"description": "Success", "content": content}}
+    for status in others:
+        described[status] = {"description": _MEANING[status]}
+        if status not in _BODILESS:
+            described[status]["content"] = {"application/json": {"schema": _ref(ErrorBody)}}
+    return described
+
+
+def install_schema(app: FastAPI) -> None:
+    """Add the messages to the application's OpenAPI document."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        _, schemas = msgspec.json.schema_components(_MESSAGES, ref_template=_REF)
+        document.setdefault("components", {}).setdefault("schemas", {}).update(schemas)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # the way FastAPI's documentation names
+
+
+def _ref(kind: type[Message]) -> dict[str, str]:
+    return {"$ref": _REF.format(name=kind.__name__)}

@@ -1,0 +1,102 @@
+"""Updates: the long poll for the latest, and every version under its own, for ever cacheable address."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi import Path as PathParameter
+from starlette.concurrency import run_in_threadpool
+
+from cema.cloud.api.answers import IMMUTABLE, json_answer, not_modified
+from cema.cloud.api.context import Context, ContextOf, Device
+from cema.cloud.api.schema import answers
+from cema.cloud.store.base import UpdateRow
+from cema.cloud.store.rows import update_as_dict
+from cema.errors import BaseMismatchError, NotFoundError
+from cema.wire.messages import FINGERPRINT_HEADER, SIGNATURE_HEADER, UPDATE_TYPE, VERSION_HEADER
+
+MAX_VERSION = (1 << 31) - 1
+MAX_LISTED = 1000
+
+Version = Annotated[int, PathParameter(ge=1, le=MAX_VERSION)]
+After = Annotated[int, Query(ge=0, le=MAX_VERSION, description="Version that the device already runs, 0 = source")]
+Wait = Annotated[float, Query(ge=0, description="Seconds to wait for a newer version; capped by the server")]
+Base = Annotated[str | None, Query(description="Fingerprint of the device's bundle")]
+
+router = APIRouter()
+
+
+@router.get(
+    "/v1/groups/{group}/updates/latest",
+    summary="Wait for a version newer than the device's",
+    responses=answers(UPDATE_TYPE, 204, 401, 403, 409, 422),
+)
+async def latest(
+    group: str, device: Device, context: ContextOf, after: After = 0, wait: Wait = 0, base: Base = None
+) -> Response:
+    """The bytes of the latest update, as soon as there is one above ``after``; 204 when there is none in time."""
+    deadline = time.monotonic() + min(wait, context.config.server.max_poll_wait_s)
+    while True:
+        after, row = await run_in_threadpool(_newer, context, group, after, base)
+        if row is not None:
+            return await run_in_threadpool(_answer, context, row, "no-store")
+        if not await context.watch.wait(group, after, max(0.0, deadline - time.monotonic())):
+            return Response(status_code=204)
+
+
+@router.get(
+    "/v1/groups/{group}/updates/{version}",
+    summary="One version, immutable",
+    responses=answers(UPDATE_TYPE, 304, 401, 403, 404, 422),
+)
+def one(group: str, version: Version, request: Request, device: Device, context: ContextOf) -> Response:
+    """Absolute norm parameters of the version; caches may keep them."""
+    row = context.store.update(group, version)
+    if not_modified(request, row.blob):
+        return Response(status_code=304, headers=_headers(row, IMMUTABLE))
+    return _answer(context, row, IMMUTABLE)
+
+
+@router.get(
+    "/v1/groups/{group}/updates", summary="Versions, newest first", responses=answers("application/json", 401, 403)
+)
+def listed(
+    group: str, device: Device, context: ContextOf, limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 100
+) -> Response:
+    """What the bytes of each version are called, how large they are and what they learned from."""
+    rows = context.store.updates(group, limit)
+    return json_answer({"group": group, "updates": [update_as_dict(row) for row in rows]})
+
+
+def _newer(context: Context, group: str, after: int, base: str | None) -> tuple[int, UpdateRow | None]:
+    """The update to send, if any, and the version from which to go on waiting. Raises BaseMismatchError."""
+    current = context.store.group(group)
+    if base is not None and base != current.fingerprint:
+        raise BaseMismatchError(
+            f"group {group!r} runs bundle {current.fingerprint[:12]}, the device runs {base[:12]}",
+            hint="fetch the group's bundle",
+        )
+    if current.latest_version <= after:
+        return after, None
+    try:
+        row = context.store.update(group, current.latest_version)
+    except NotFoundError:  # forgotten, or published meanwhile and gone: wait for the next
+        return current.latest_version, None
+    # A version made for an earlier bundle is not for this device: the first of the new lineage will be.
+    return (after, row) if row.fingerprint == current.fingerprint else (current.latest_version, None)
+
+
+def _answer(context: Context, row: UpdateRow, caching: str) -> Response:
+    return Response(context.blobs.get(row.blob), media_type=UPDATE_TYPE, headers=_headers(row, caching))
+
+
+def _headers(row: UpdateRow, caching: str) -> dict[str, str]:
+    return {
+        SIGNATURE_HEADER: row.signature,
+        VERSION_HEADER: str(row.version),
+        FINGERPRINT_HEADER: row.fingerprint,
+        "ETag": f'"{row.blob}"',
+        "Cache-Control": caching,
+    }

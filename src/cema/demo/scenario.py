@@ -1,0 +1,113 @@
+"""What the demo shows: per dataset the model pair, and the conditions that each edge drives through.
+
+Every edge starts and pauses on clean stretches, so that one sees what adaptation costs when there is nothing to
+adapt to. Edges have different orders of conditions: each is a group of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cema.errors import ConfigError
+
+CLEAN = "clean"
+TICK_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the stream under one condition. share: of the stream's images."""
+
+    condition: str
+    severity: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One dataset's demo.
+
+    edge_weights, foundation_weights: below the data folder, None when the model brings its own. images: per edge, by
+    default. batch_size: frames per call of predict. sequences: one per edge, in turn.
+    """
+
+    dataset: str
+    edge_model: str
+    foundation_model: str
+    images: int
+    batch_size: int
+    sequences: tuple[tuple[Phase, ...], ...]
+    edge_weights: str | None = None
+    foundation_weights: str | None = None
+
+    def phases(self, edge: int, images: int) -> list[tuple[Phase, int]]:
+        """The phases of one edge with their number of images, whole ticks each."""
+        sequence = self.sequences[edge % len(self.sequences)]
+        total = sum(phase.share for phase in sequence)
+        ticks = [max(1, round(images * phase.share / total / TICK_IMAGES)) for phase in sequence]
+        return [(phase, count * TICK_IMAGES) for phase, count in zip(sequence, ticks, strict=True)]
+
+    def weights(self, data: Path | None) -> tuple[str | None, str | None]:
+        """Files of edge and foundation weights."""
+        names = (self.edge_weights, self.foundation_weights)
+        if any(names) and data is None:
+            raise ConfigError(
+                f"the {self.dataset} demo needs a folder with images and weights", hint="--data DIR, or set CEMA_DATA"
+            )
+        edge, foundation = (str(data / name) if data and name else None for name in names)
+        return edge, foundation
+
+
+def _drive(*conditions: str, severity: int) -> tuple[Phase, ...]:
+    """clean, two conditions, clean, the other conditions, clean."""
+    drift = [Phase(name, severity, 1.0) for name in conditions]
+    half = len(drift) // 2
+    pause = Phase(CLEAN, 1, 1.0)
+    return (pause, *drift[:half], pause, *drift[half:])
+
+
+SCENARIOS = {
+    "digits": Scenario(
+        "digits",
+        "digits-edge",
+        "digits-foundation",
+        images=6400,
+        batch_size=16,
+        sequences=(
+            _drive("gaussian_noise", "contrast", "defocus_blur", "impulse_noise", severity=5),
+            _drive("fog", "shot_noise", "pixelate", "contrast", severity=5),
+        ),
+    ),
+    "cifar10": Scenario(
+        "cifar10",
+        "resnet20",
+        "resnet56",
+        images=6400,
+        batch_size=32,
+        edge_weights="cifar10/resnet20.safetensors",
+        foundation_weights="cifar10/resnet56.safetensors",
+        sequences=(
+            _drive("gaussian_noise", "contrast", "gaussian_blur", "fog", severity=5),
+            _drive("contrast", "impulse_noise", "defocus_blur", "gaussian_noise", severity=5),
+        ),
+    ),
+    "imagenet": Scenario(
+        "imagenet",
+        "efficientnet-lite0",
+        "efficientnet-lite2",
+        images=2560,
+        batch_size=8,
+        sequences=(
+            _drive("gaussian_noise", "defocus_blur", severity=3),
+            _drive("fog", "shot_noise", severity=3),
+        ),
+    ),
+}
+
+
+def scenario(dataset: str) -> Scenario:
+    """Raises ConfigError for an unknown dataset."""
+    if dataset not in SCENARIOS:
+        raise ConfigError(f"expected a dataset out of {', '.join(SCENARIOS)}, got {dataset!r}")
+    return SCENARIOS[dataset]

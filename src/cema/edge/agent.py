@@ -1,0 +1,259 @@
+"""The device: reads as the paper's figure (CEMA, Chen et al., ICLR 2024, Fig. 1, left half).
+
+    images -> preprocess -> session -> softmax, entropy -> selection -> predictions
+                               ^                              |
+                     updater <-+- poller           writer -> outbox -> sender -> cloud
+
+``predict`` touches memory only: never disk, network or cloud. All that waits lives in uplink.py's threads; a new
+version is a reference that is exchanged between two batches (updater.py).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from cema.config import DeviceConfig, SelectionConfig, device_token, load_device
+from cema.edge.client import CloudClient
+from cema.edge.counters import EdgeCounters
+from cema.edge.outbox import Outbox
+from cema.edge.selection import BoolArray, SampleSelector, Selector, entropy, softmax
+from cema.edge.session import EdgeSession
+from cema.edge.slots import OUTBOX_FILE, StateFolder
+from cema.edge.updater import Updater, open_bundle, trusted_key
+from cema.edge.uplink import Uplink
+from cema.edge.writer import PASS_THROUGH_MAX_BYTES, Captured, image_codec
+from cema.errors import CemaError, ConflictError, ImageError, WireError
+from cema.types import Float32Array, Prediction, Uint8Array
+from cema.wire.bundle import Bundle
+from cema.wire.image import decode_image
+from cema.wire.messages import Preprocess
+from cema.wire.preprocess import fit, normalise
+
+Image = Uint8Array | bytes
+
+
+class EdgeAgent:
+    """Predicts on a device and keeps its model up to date.
+
+    Parameters
+    ----------
+    config: ``device.toml``. bundle: the model; None takes the one of the state folder, else fetches the group's.
+    make_selector: other sample filters than the paper's. clock: Unix seconds.
+
+    Raises ConfigError, DependencyError, StorageError, ConflictError (state folder in use), BundleError; without a
+    stored bundle also what fetching one raises.
+
+    >>> with EdgeAgent.from_file("device.toml") as agent:  # doctest: +SKIP
+    ...     agent.predict([image_HWC])
+    """
+
+    def __init__(
+        self,
+        config: DeviceConfig,
+        *,
+        bundle: Bundle | None = None,
+        make_selector: Callable[[SelectionConfig, int], SampleSelector] = Selector,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        key = trusted_key(config)
+        self._config, self._make_selector, self._clock = config, make_selector, clock
+        self.counters = EdgeCounters()
+        self._mutex = threading.Lock()
+        self._seq = 0
+        self._closed = False
+        self._last_status: dict[str, object] | None = None
+        self._folder = StateFolder(config.state_dir)
+        try:
+            self._start(bundle, key)
+        except BaseException:
+            self._folder.close()
+            raise
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> EdgeAgent:
+        """An agent as ``device.toml`` describes it."""
+        return cls(load_device(path))
+
+    def predict(self, images: Sequence[Image]) -> list[Prediction]:
+        """Predict a batch and queue what is worth sending. Thread-safe; never waits for disk, network or cloud.
+
+        images: uint8 [H, W, 3] each, of any size, or encoded bytes (jpeg, png, webp); an empty list gives one.
+        Raises ImageError (``values["index"]`` says which; the agent is as before), ConflictError after ``close``.
+        """
+        if self._closed:
+            raise ConflictError("this agent is closed", hint="make a new EdgeAgent")
+        if len(images) == 0:
+            return []
+        started_s = time.perf_counter()
+        session = self._updater.session
+        recipe = session.bundle.manifest.preprocess
+        fitted_BHWC = np.stack([_fitted(index, image, recipe) for index, image in enumerate(images)])
+        probabilities_BK = softmax(session.run(normalise(fitted_BHWC, recipe)))
+        entropy_B = entropy(probabilities_BK)
+        kept_B = self._select(session, probabilities_BK, entropy_B)
+        predictions = _predictions(probabilities_BK, entropy_B, kept_B, session.version)
+        self._hand_over(session, images, fitted_BHWC, predictions)
+        self.counters.predicted(len(images), int(kept_B.sum()), time.perf_counter() - started_s)
+        return predictions
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the model's classes, by label."""
+        return self._updater.session.bundle.manifest.classes
+
+    def status(self) -> dict[str, object]:
+        """Version, counters, queues, latency and the last error, ready for JSON; after ``close``, the last ones."""
+        if self._last_status is not None:
+            return self._last_status
+        counters, session = self.counters, self._updater.session
+        p50_ms, p99_ms = counters.latency_ms()
+        sender = self._uplink.sender
+        return {
+            "group": self._config.group,
+            "device_id": self._config.device_id,
+            "fingerprint": session.fingerprint,
+            "version": session.version,
+            "adaptation": "on" if self._updater.adapting else "off",
+            "samples_seen": counters.samples_seen,
+            "selected": counters.selected,
+            "uploads": counters.uploads,
+            "uploaded": counters.uploaded,
+            "dropped": sender.dropped() if sender else dict(counters.dropped),
+            "memory_samples": len(self._uplink.writer),
+            "outbox_samples": len(self._outbox),
+            "outbox_bytes": self._outbox.size_bytes,
+            "bytes_up": counters.bytes_up,
+            "bytes_down": counters.bytes_down,
+            "updates_applied": counters.updates_applied,
+            "updates_refused": counters.updates_refused,
+            "latency_ms_p50": p50_ms,
+            "latency_ms_p99": p99_ms,
+            "last_error": counters.last_error,
+            "written_at_ms": self._now_ms(),
+        }
+
+    def settle(self, timeout_s: float) -> bool:
+        """Wait until everything selected so far has reached the cloud; False if it has not within ``timeout_s``."""
+        return self._uplink.settle(timeout_s)
+
+    def close(self) -> None:
+        """Stop the threads and commit what is in memory; waiting samples are sent after the next start."""
+        with self._mutex:
+            if self._closed:
+                return
+            self._closed = True
+        self._uplink.close()
+        self._last_status = self.status()
+        self._outbox.close()
+        self._folder.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start(self, given: Bundle | None, key: str | None) -> None:
+        config = self._config
+        client = self._client() if config.runtime.adaptation == "on" else None
+        bundle = given or self._stored_bundle(key) or self._fetched_bundle(client or self._client(), key)
+        self._updater = Updater(bundle, config, self._folder, self.counters)
+        self._outbox = Outbox(self._folder.path / OUTBOX_FILE, config.outbox, self._updater.fingerprint)
+        self._uplink = Uplink(
+            client, self._outbox, self._updater, config, self.counters,
+            write_status=lambda: self._folder.write_status(self.status()), clock=self._clock,
+        )  # fmt: skip
+        self._renew_selector(self._updater.session)
+        self._uplink.start()
+
+    def _client(self) -> CloudClient:
+        config = self._config
+        return CloudClient(config.url, config.group, device_token(config), config=config.uplink, counters=self.counters)
+
+    def _stored_bundle(self, key: str | None) -> Bundle | None:
+        stored = self._folder.bundle()
+        if stored is None:
+            return None
+        try:
+            return open_bundle(stored.data, stored.signature, key)
+        except WireError as error:  # damaged, or signed by a key of before: the cloud has a good one
+            self.counters.failed(error)
+            return None
+
+    def _fetched_bundle(self, client: CloudClient, key: str | None) -> Bundle:
+        data, signature = client.bundle()
+        bundle = open_bundle(data, signature, key)
+        self._folder.put_bundle(data, signature)
+        return bundle
+
+    def _renew_selector(self, session: EdgeSession) -> None:
+        self._selector = self._make_selector(self._config.selection, len(session.bundle.manifest.classes))
+        self._selector_fingerprint = session.fingerprint
+
+    def _select(self, session: EdgeSession, probabilities_BK: Float32Array, entropy_B: Float32Array) -> BoolArray:
+        with self._mutex:
+            if session.fingerprint != self._selector_fingerprint:
+                self._renew_selector(session)
+            kept_B = self._selector.select(probabilities_BK, entropy_B)
+        return kept_B if self._updater.adapting else np.zeros_like(kept_B)
+
+    def _hand_over(
+        self, session: EdgeSession, images: Sequence[Image], fitted_BHWC: Uint8Array, predictions: list[Prediction]
+    ) -> None:
+        kept = [index for index, prediction in enumerate(predictions) if prediction.selected]
+        if not kept:
+            return
+        with self._mutex:
+            first = self._seq
+            self._seq += len(kept)
+        now_ms = self._now_ms()
+        captured = []
+        for seq, index in enumerate(kept, first):
+            said = predictions[index]
+            # a copy: the rest of the batch need not stay in memory with it
+            payload = _passed_through(images[index]) or fitted_BHWC[index].copy()
+            captured.append(
+                Captured(
+                    payload, session.fingerprint, seq, said.label, said.probability, said.entropy, said.version, now_ms
+                )
+            )
+        self._uplink.offer(captured)
+
+    def _now_ms(self) -> int:
+        return round(self._clock() * 1000)
+
+
+def _fitted(index: int, image: Image, recipe: Preprocess) -> Uint8Array:
+    try:
+        if isinstance(image, bytes | bytearray | memoryview):
+            image = decode_image(bytes(image))
+        return fit(np.asarray(image), recipe)
+    except CemaError as error:
+        raise ImageError(f"image {index}: {error.message}", hint=error.hint, index=index) from error
+
+
+def _passed_through(image: Image) -> bytes | None:
+    """A camera's own bytes, if they are small; what is sent else has the model's input size already."""
+    if not isinstance(image, bytes | bytearray | memoryview) or len(image) > PASS_THROUGH_MAX_BYTES:
+        return None
+    data = bytes(image)
+    return data if image_codec(data) else None
+
+
+def _predictions(
+    probabilities_BK: Float32Array, entropy_B: Float32Array, kept_B: BoolArray, version: int
+) -> list[Prediction]:
+    rows = zip(
+        probabilities_BK.argmax(axis=1).tolist(), probabilities_BK.max(axis=1).tolist(), entropy_B.tolist(),
+        kept_B.tolist(), strict=True,
+    )  # fmt: skip
+    return [Prediction(label, probability, nats, version, 0, kept) for label, probability, nats, kept in rows]

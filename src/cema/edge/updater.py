@@ -1,0 +1,166 @@
+"""From bytes of the cloud to the model in use: verify -> build in the background -> smoke test -> keep -> swap.
+
+In: an update or a bundle as it came, with its signature. Out: ``session``, a reference that ``predict`` reads once per
+batch. Whatever is wrong with what came, the last good model stays. Only one thread (the poller) changes anything.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from cema.config import DeviceConfig
+from cema.edge.counters import EdgeCounters
+from cema.edge.session import EdgeSession
+from cema.edge.slots import StateFolder
+from cema.errors import (
+    BaseMismatchError,
+    BundleError,
+    CemaError,
+    ConfigError,
+    SignatureError,
+    StorageError,
+    UpdateContentError,
+)
+from cema.types import NormParameters
+from cema.wire import signing
+from cema.wire.bundle import Bundle, decode_bundle
+from cema.wire.messages import UpdateManifest
+from cema.wire.update import open_update
+
+log = logging.getLogger(__name__)
+
+
+def trusted_key(config: DeviceConfig) -> str | None:
+    """The key that updates and bundles are checked against; None if the configuration waives the check.
+
+    Raises ConfigError (no usable key), DependencyError (PyNaCl is missing): at start, not at the first update.
+    """
+    if not config.verify_updates:
+        return None
+    if config.public_key is None:
+        raise ConfigError(
+            "expected public_key in device.toml, since verify_updates is true",
+            hint="run 'cema device enrol' again, or set verify_updates = false if the link is trusted",
+        )
+    try:
+        signing.check_key(config.public_key)
+    except SignatureError as error:
+        raise ConfigError(f"expected an Ed25519 public key in base64 as public_key: {error.message}") from error
+    return config.public_key
+
+
+def open_bundle(data: bytes, signature: str, key: str | None) -> Bundle:
+    """Verify, then decode a bundle. Raises SignatureError, BundleError, SizeLimitError."""
+    if key is not None:
+        signing.verify(data, signature, key)
+    return decode_bundle(data)
+
+
+class Updater:
+    """The model in use and the way to the next one.
+
+    Starts with the newest stored update that still passes every check, else with the source.
+    Raises BundleError if not even the source runs.
+    """
+
+    def __init__(self, bundle: Bundle, config: DeviceConfig, folder: StateFolder, counters: EdgeCounters) -> None:
+        self._config, self._folder, self._counters = config, folder, counters
+        self._key = trusted_key(config)
+        self._bundle = bundle
+        self._refused_version = 0
+        self._adapted = self._restore()
+        self._cloud_says = folder.adaptation
+        self.session = self._choose()
+
+    @property
+    def fingerprint(self) -> str:
+        return self._bundle.manifest.fingerprint
+
+    @property
+    def adapting(self) -> bool:
+        """False while device or cloud has switched adaptation off: source parameters, nothing is uploaded."""
+        return self._config.runtime.adaptation == "on" and self._cloud_says == "on"
+
+    @property
+    def poll_after(self) -> int:
+        """The version to ask beyond: the last good one, or a refused one that need not be fetched again."""
+        return max(self._adapted.version, self._refused_version)
+
+    def apply(self, data: bytes, signature: str) -> None:
+        """Take over an update. Raises CemaError if it is refused; the last good one stays."""
+        try:
+            session = self._checked(data, signature)
+        except CemaError:
+            self._counters.update(applied=False)
+            raise
+        try:
+            self._folder.put_update(data, signature, session.version, self.fingerprint)
+        except StorageError as error:  # a full disk is no reason to predict worse until the next restart
+            self._counters.failed(error)
+        self._adapted = session
+        self._refused_version = 0
+        self.session = self._choose()
+        self._counters.update(applied=True)
+        log.info("version %d in use", session.version)
+
+    def replace_bundle(self, data: bytes, signature: str) -> None:
+        """Take over another model. Raises CemaError; the old one stays."""
+        bundle = open_bundle(data, signature, self._key)
+        if bundle.manifest.fingerprint == self.fingerprint:
+            raise BaseMismatchError("the cloud asks for another bundle than the one it offers")
+        session = self._build(bundle, bundle.source_parameters(), 0)
+        self._folder.put_bundle(data, signature)
+        self._bundle, self._adapted, self._refused_version = bundle, session, 0
+        self.session = session
+        log.info("bundle %s in use", bundle.manifest.fingerprint[:12])
+
+    def set_adaptation(self, adaptation: str) -> None:
+        """The cloud's switch, remembered for the next start."""
+        says = "off" if adaptation == "off" else "on"
+        if says != self._cloud_says:
+            self._folder.set_adaptation("off" if says == "off" else "on")
+            self._cloud_says = "off" if says == "off" else "on"
+            self.session = self._choose()
+
+    def _choose(self) -> EdgeSession:
+        if self.adapting or self._adapted.version == 0:
+            return self._adapted
+        return self._source()
+
+    def _source(self) -> EdgeSession:
+        return self._build(self._bundle, self._bundle.source_parameters(), 0)
+
+    def _restore(self) -> EdgeSession:
+        for stored in self._folder.updates(self.fingerprint):
+            try:
+                update = open_update(stored.data, self._bundle.manifest, signature=stored.signature, key=self._key)
+                return self._build(self._bundle, update.parameters, update.manifest.version)
+            except CemaError as error:
+                self._counters.failed(error)
+        return self._source()
+
+    def _checked(self, data: bytes, signature: str) -> EdgeSession:
+        update = open_update(data, self._bundle.manifest, signature=signature, key=self._key)
+        try:
+            self._check_manifest(update.manifest)
+            return self._build(self._bundle, update.parameters, update.manifest.version)
+        except (UpdateContentError, BundleError):
+            # its signature is good: the cloud will offer the very same bytes again until there is a newer version
+            self._refused_version = max(self._refused_version, update.manifest.version)
+            raise
+
+    def _check_manifest(self, manifest: UpdateManifest) -> None:
+        if manifest.group != self._config.group:
+            raise UpdateContentError(f"expected an update for group {self._config.group}, got {manifest.group}")
+        if manifest.version <= self._adapted.version and manifest.rollback_of is None:
+            raise UpdateContentError(
+                f"expected a version above {self._adapted.version}, got {manifest.version}",
+                hint="only a rollback may go back",
+                version=manifest.version,
+            )
+
+    def _build(self, bundle: Bundle, parameters: NormParameters, version: int) -> EdgeSession:
+        runtime = self._config.runtime
+        session = EdgeSession(bundle, parameters, version, providers=runtime.providers, threads=runtime.threads)
+        session.smoke_test()
+        return session

@@ -1,0 +1,163 @@
+"""From memory to disk: takes selected samples off ``predict``'s hands, encodes them and commits them in batches.
+
+In: pixels or a camera's own bytes, in a bounded queue that never blocks. Out: samples in the outbox. The same thread
+writes ``status.json``. It never waits for the network, so a hanging cloud costs no sample.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from cema.config import OutboxConfig
+from cema.edge.counters import EdgeCounters
+from cema.edge.outbox import OVERFLOW, STALE, Outbox
+from cema.errors import StorageError
+from cema.types import Uint8Array
+from cema.wire.image import codec_for, encode_image
+from cema.wire.messages import SAMPLE_ID_BYTES, Sample
+
+PASS_THROUGH_MAX_BYTES = 64 * 1024
+"""A camera's bytes up to this size travel unchanged: encoding again would cost quality and save little."""
+STATUS_INTERVAL_S = 2.0
+STORAGE = "storage"
+_MAGIC = ((b"\xff\xd8\xff", 0, "jpeg"), (b"\x89PNG\r\n\x1a\n", 0, "png"), (b"WEBP", 8, "webp"))
+
+
+class Captured(NamedTuple):
+    """A selected sample as ``predict`` hands it over.
+
+    image: pixels that nobody else changes, uint8 [H, W, 3], or encoded bytes that travel unchanged.
+    fingerprint: of the bundle that predicted. seq: of this boot. captured_at_ms: device clock.
+    """
+
+    image: Uint8Array | bytes
+    fingerprint: str
+    seq: int
+    label: int
+    probability: float
+    entropy: float
+    version: int
+    captured_at_ms: int
+
+
+def image_codec(data: bytes) -> str | None:
+    """jpeg | png | webp by the first bytes, None for anything else."""
+    return next((codec for magic, at, codec in _MAGIC if data[at : at + len(magic)] == magic), None)
+
+
+def encode_sample(captured: Captured, clock_offset_ms: int) -> Sample:
+    """The message for one sample; ``clock_offset_ms`` (server minus device) corrects the time of capture."""
+    image = captured.image
+    codec = image_codec(image) if isinstance(image, bytes) else codec_for(*image.shape[:2])
+    assert codec is not None  # predict hands over only bytes whose codec is known
+    return Sample(
+        sample_id=os.urandom(SAMPLE_ID_BYTES),
+        seq=captured.seq,
+        codec=codec,
+        image=image if isinstance(image, bytes) else encode_image(image, codec),
+        label=captured.label,
+        probability=captured.probability,
+        entropy=captured.entropy,
+        update_version=captured.version,
+        captured_at_ms=captured.captured_at_ms + clock_offset_ms,
+    )
+
+
+class Writer:
+    """The bounded memory queue and the thread that empties it into the outbox.
+
+    Parameters
+    ----------
+    on_commit: called after each commit. write_status: called every STATUS_INTERVAL_S and at the end.
+    clock_offset_ms: how far the server's clock is ahead, as far as known.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        config: OutboxConfig,
+        counters: EdgeCounters,
+        *,
+        on_commit: Callable[[], None],
+        write_status: Callable[[], None],
+        clock_offset_ms: Callable[[], int],
+    ) -> None:
+        self._outbox, self._config, self._counters = outbox, config, counters
+        self._on_commit, self._write_status, self._clock_offset_ms = on_commit, write_status, clock_offset_ms
+        self._queue: deque[Captured] = deque()
+        self._changed = threading.Condition()
+        self._closing = threading.Event()
+        self._in_hand = 0
+        self._thread = threading.Thread(target=self._run, name="cema-writer", daemon=True)
+
+    def __len__(self) -> int:
+        """Samples in memory: waiting, or just being encoded."""
+        return len(self._queue) + self._in_hand
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def offer(self, captured: list[Captured]) -> None:
+        """Queue samples; returns at once. When the queue is full the oldest go, counted as ``overflow``."""
+        with self._changed:
+            self._queue.extend(captured)
+            excess = max(0, len(self._queue) - self._config.memory_samples)
+            for _ in range(excess):
+                self._queue.popleft()
+            self._changed.notify()
+        self._counters.lost(OVERFLOW, excess)
+
+    def close(self, timeout_s: float) -> None:
+        """Commit what is in memory, write the last status, end the thread."""
+        self._closing.set()
+        with self._changed:
+            self._changed.notify()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        status_due_s = 0.0
+        while True:
+            if time.monotonic() >= status_due_s:
+                self._report()
+                status_due_s = time.monotonic() + STATUS_INTERVAL_S
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._closing.is_set(), STATUS_INTERVAL_S)
+            self._closing.wait(self._config.commit_interval_s if self._queue else 0.0)
+            last = self._closing.is_set()
+            self._commit(self._take())
+            if last:
+                self._report()
+                return
+
+    def _take(self) -> list[Captured]:
+        with self._changed:
+            taken = list(self._queue)
+            self._queue.clear()
+            self._in_hand = len(taken)
+        return taken
+
+    def _commit(self, taken: list[Captured]) -> None:
+        if not taken:
+            return
+        current = [item for item in taken if item.fingerprint == self._outbox.fingerprint]
+        self._counters.lost(STALE, len(taken) - len(current))
+        offset_ms = self._clock_offset_ms()
+        try:
+            self._outbox.add([encode_sample(item, offset_ms) for item in current])
+        except StorageError as error:
+            self._counters.lost(STORAGE, len(current))
+            self._counters.failed(error)
+        self._in_hand = 0
+        self._on_commit()
+
+    def _report(self) -> None:
+        try:
+            self._write_status()
+        except StorageError as error:
+            self._counters.failed(error)

@@ -1,0 +1,116 @@
+"""What only a database has to promise: durability, migrations, several processes."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, inspect
+
+from cema.cloud.store import open_store
+from cema.cloud.store.sql import SqlStore
+from cema.cloud.store.sql_tables import metadata
+from cema.config import ServeConfig, ServerConfig
+from cema.errors import StorageError
+
+CLAIM = """
+import sys
+from cema.cloud.store.sql import SqlStore
+store = SqlStore.open(sys.argv[1])
+store.put_group("g", "f1", "bundle1", "on", 1)
+print("ready", flush=True)
+sys.stdin.readline()
+row = store.claim(sys.argv[2], 100, lease_ms=1000, tick_images=64, publish_interval_ms=1)
+print("won" if row else "lost", flush=True)
+"""
+
+
+def url(folder: Path) -> str:
+    return f"sqlite:///{folder / 'cema.db'}"
+
+
+def test_migrations_make_exactly_the_tables_of_the_code(tmp_path: Path) -> None:
+    SqlStore.open(url(tmp_path)).close()
+    engine = create_engine(url(tmp_path))
+    made = inspect(engine)
+    assert set(made.get_table_names()) == {*metadata.tables, "alembic_version"}
+    for table in metadata.tables.values():
+        columns = {c["name"]: (str(c["type"]), c["nullable"]) for c in made.get_columns(table.name)}
+        assert columns == {c.name: (str(c.type.compile(engine.dialect)), c.nullable) for c in table.columns}
+        assert {i["name"] for i in made.get_indexes(table.name)} == {i.name for i in table.indexes}
+        assert made.get_pk_constraint(table.name)["constrained_columns"] == [c.name for c in table.primary_key]
+        assert len(made.get_foreign_keys(table.name)) == len(table.foreign_keys)
+    engine.dispose()
+
+
+def test_processes_that_start_at_once_share_one_schema_and_one_lease(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CLAIM, url(tmp_path)]
+    children = [
+        subprocess.Popen([*command, f"w{i}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for i in range(4)
+    ]
+    for child in children:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+    store = SqlStore.open(url(tmp_path))
+    raw = sqlite3.connect(tmp_path / "cema.db", timeout=30)
+    raw.execute("UPDATE groups SET samples_seen = 64")
+    raw.commit()
+    raw.close()
+    answers = [child.communicate("go\n", timeout=60)[0] for child in children]
+    assert sorted(answers) == ["lost\n", "lost\n", "lost\n", "won\n"]
+    store.close()
+
+
+def test_every_connection_is_durable(tmp_path: Path) -> None:
+    store = SqlStore.open(url(tmp_path))
+    with store._engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+        assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+    store.close()
+
+
+def test_rows_survive_reopening(tmp_path: Path) -> None:
+    store = SqlStore.open(url(tmp_path))
+    row = store.put_group("g", "f1", "bundle1", "on", 1)
+    store.close()
+    again = SqlStore.open(url(tmp_path))
+    assert again.group("g") == row
+    again.close()
+
+
+def test_a_file_that_is_no_database_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "cema.db").write_bytes(b"not a database, surely" * 100)
+    with pytest.raises(StorageError, match="cannot open"):
+        SqlStore.open(url(tmp_path))
+
+
+def test_a_table_that_vanished_is_a_storage_error(tmp_path: Path) -> None:
+    store = SqlStore.open(url(tmp_path))
+    raw = sqlite3.connect(tmp_path / "cema.db")
+    raw.execute("DROP TABLE boots")
+    raw.execute("DROP TABLE garbage")
+    raw.commit()
+    raw.close()
+    with pytest.raises(StorageError, match="database failed"):
+        store.forget(1, id_memory_ms=1, keep_versions=1)
+    store.close()
+
+
+def test_open_store_makes_the_folder_of_the_configuration(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "data"
+    store, blobs = open_store(ServeConfig(server=ServerConfig(data_dir=str(folder))))
+    assert blobs.get(blobs.put(b"x")) == b"x"
+    store.ping()
+    store.close()
+    assert (folder / "cema.db").exists()
+
+
+def test_open_store_names_the_folder_it_cannot_make(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="data_dir"):
+        open_store(ServeConfig(server=ServerConfig(data_dir=str(tmp_path / "file" / "data"))))

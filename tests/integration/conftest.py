@@ -1,0 +1,167 @@
+"""A cloud that does what a test tells it to: a real HTTP server on a free port."""
+
+from __future__ import annotations
+
+import re
+import ssl
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+import pytest
+
+from cema.wire.messages import SIGNATURE_HEADER, ErrorBody, GroupStatus, SampleBatch, UploadReceipt
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # clients may hang up
+
+
+class ScriptedCloud:
+    """One group. Tests set the fields; ``changed`` guards them and is notified of every request and upload."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.fingerprint = ""
+        self.adaptation = "on"
+        self.bundle = (b"", "")
+        self.update: tuple[int, bytes, str] | None = None
+        self.batches: list[SampleBatch] = []
+        self.paths: list[str] = []
+        self.script: deque[Answer] = deque()  # answers to the next uploads, before anything else is looked at
+        self.judge: Callable[[SampleBatch], Answer | None] = lambda batch: None
+        self.released = threading.Event()
+        self.released.set()  # cleared: every request hangs
+        self.closing = False
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    @property
+    def samples(self) -> list[Any]:
+        return [sample for batch in self.batches for sample in batch.samples]
+
+    def use_tls(self, context: ssl.SSLContext) -> None:
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+
+    def wait_for(self, condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+        with self.changed:
+            assert self.changed.wait_for(condition, timeout_s), "the cloud waited in vain"
+
+    def publish(self, version: int, data: bytes, signature: str) -> None:
+        with self.changed:
+            self.update = (version, data, signature)
+            self.changed.notify_all()
+
+    def answer_get(self, path: str) -> Answer:
+        url = urlsplit(path)  # a proxy is asked with the whole address
+        if url.path == "/v1/groups/g":
+            version = self.update[0] if self.update else 0
+            return 200, {}, encode(GroupStatus(
+                group="g", fingerprint=self.fingerprint, latest_version=version, adaptation=self.adaptation,
+                server_time_ms=1_000_000,
+            ))  # fmt: skip
+        if url.path == "/v1/groups/g/bundle":
+            return 200, {SIGNATURE_HEADER: self.bundle[1]}, self.bundle[0]
+        if url.path == "/v1/groups/g/updates/latest":
+            return self._latest({key: values[0] for key, values in parse_qs(url.query).items()})
+        return error(404, "not_found")
+
+    def answer_post(self, body: bytes) -> Answer:
+        batch = msgspec.msgpack.decode(body, type=SampleBatch)
+        with self.changed:
+            if self.script:
+                return self.script.popleft()
+            verdict = self.judge(batch)
+            if verdict is None:
+                self.batches.append(batch)
+                self.changed.notify_all()
+        return verdict or (200, {}, encode(UploadReceipt(
+            accepted=len(batch.samples), duplicates=0, rejected=[], latest_version=0, server_time_ms=1_000_000,
+        )))  # fmt: skip
+
+    def _latest(self, query: dict[str, str]) -> Answer:
+        if query["base"] != self.fingerprint:
+            return error(409, "base_mismatch")
+
+        def newer() -> bool:
+            return self.closing or (self.update is not None and self.update[0] > int(query["after"]))
+
+        with self.changed:
+            self.changed.wait_for(newer, float(query["wait"]))
+            if self.update is None or self.update[0] <= int(query["after"]):
+                return 204, {}, b""
+            return 200, {SIGNATURE_HEADER: self.update[2]}, self.update[1]
+
+    def close(self) -> None:
+        self.released.set()
+        with self.changed:
+            self.closing = True
+            self.changed.notify_all()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def encode(message: object) -> bytes:
+    return msgspec.json.encode(message)
+
+
+def error(status: int, code: str, headers: dict[str, str] | None = None) -> Answer:
+    return status, headers or {}, encode(ErrorBody(code=code, message=f"refused: {code}"))
+
+
+def _handler(cloud: ScriptedCloud) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self._answer(lambda: cloud.answer_get(self.path))
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self._answer(lambda: cloud.answer_post(body))
+
+        def _answer(self, make: Callable[[], Answer]) -> None:
+            with cloud.changed:
+                cloud.paths.append(re.sub(r"\?.*", "", f"{self.command} {self.path}"))
+                cloud.changed.notify_all()
+            cloud.released.wait()
+            allowed = self.headers["Authorization"] == "Bearer secret"
+            status, headers, content = make() if allowed else error(401, "unauthenticated")
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            if status != 204:
+                self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    return Handler
+
+
+@pytest.fixture
+def scripted_cloud() -> Iterator[ScriptedCloud]:
+    cloud = ScriptedCloud()
+    yield cloud
+    cloud.close()
+
+
+@pytest.fixture
+def refuse() -> Callable[..., Answer]:
+    """Make a refusal: refuse(status, code, headers)."""
+    return error

@@ -1,0 +1,198 @@
+"""Uploads against a scripted cloud: retry, refusal, budget, prompt close."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from cema.config import OutboxConfig, UplinkConfig
+from cema.edge.client import CloudClient
+from cema.edge.counters import EdgeCounters
+from cema.edge.outbox import Outbox
+from cema.edge.sender import Sender
+from cema.edge.worker import Backoff, Worker
+from cema.errors import OverloadedError, TransportError
+from cema.wire.messages import Rejection, Sample, SampleBatch, UploadReceipt
+
+SERVER_S = 1000.0  # the scripted cloud's clock
+
+
+def samples(count: int, *, at_ms: int = 1_000_000) -> list[Sample]:
+    return [
+        Sample(
+            sample_id=i.to_bytes(16, "big"), seq=i, codec="png", image=b"pixels", label=0, probability=1.0,
+            entropy=0.1, update_version=0, captured_at_ms=at_ms,
+        )
+        for i in range(count)
+    ]  # fmt: skip
+
+
+class Rig:
+    """A sender with its parts; ``steps`` runs it in this thread."""
+
+    def __init__(self, cloud: Any, folder: Path, **changes: Any) -> None:
+        quick = UplinkConfig(max_latency_s=0.0, heartbeat_s=0.0, backoff_min_s=0.01, backoff_max_s=0.02)
+        self.config = msgspec.structs.replace(quick, **changes)
+        self.counters = EdgeCounters()
+        self.outbox = Outbox(folder / "outbox.db", OutboxConfig(), "f")
+        self.client = CloudClient(cloud.url, "g", "secret", config=self.config, counters=self.counters)
+        self.enabled = True
+        self.clock_s = SERVER_S
+        self.sender = Sender(
+            self.client, self.outbox, self.config, self.counters, device_id="d", boot_id=b"b" * 16,
+            enabled=lambda: self.enabled, clock=lambda: self.clock_s,
+        )  # fmt: skip
+
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            self.sender.step()
+
+    def close(self) -> None:
+        self.client.close()
+        self.outbox.close()
+
+
+@pytest.fixture
+def make_rig(scripted_cloud: Any, tmp_path: Path) -> Iterator[Callable[..., Rig]]:
+    made: list[Rig] = []
+
+    def make(**changes: Any) -> Rig:
+        made.append(Rig(scripted_cloud, tmp_path, **changes))
+        return made[-1]
+
+    yield make
+    for rig in made:
+        rig.close()
+
+
+def test_the_first_request_is_empty_and_brings_the_servers_clock(scripted_cloud: Any, make_rig: Any) -> None:
+    rig = make_rig()
+    rig.clock_s = 400.0
+    rig.outbox.add(samples(2))
+    rig.steps(2)
+    assert [len(batch.samples) for batch in scripted_cloud.batches] == [0, 2]
+    assert rig.sender.clock_offset_ms == 600_000
+    assert len(rig.outbox) == 0
+
+
+def test_what_expired_by_the_servers_clock_is_not_sent(scripted_cloud: Any, make_rig: Any) -> None:
+    rig = make_rig()
+    rig.clock_s = 0.0
+    rig.outbox.add(samples(2, at_ms=1_000_000 - 8 * 86_400_000))
+    rig.steps(2)
+    assert scripted_cloud.samples == []
+    assert rig.sender.dropped() == {"expired": 2}
+
+
+def test_a_failed_upload_is_sent_again_with_the_same_ids(
+    scripted_cloud: Any, make_rig: Any, refuse: Callable[..., Any]
+) -> None:
+    rig = make_rig()
+    rig.outbox.add(samples(3))
+    rig.steps(1)
+    scripted_cloud.script.extend([refuse(500, "internal"), refuse(503, "overloaded", {"Retry-After": "0"})])
+    worker = Worker("sender", rig.sender.step, Backoff(rig.config, random.Random(0)), rig.counters)
+    worker.start()
+    scripted_cloud.wait_for(lambda: scripted_cloud.samples)
+    worker.closing.set()
+    rig.sender.close()
+    worker.join(10)
+    assert scripted_cloud.samples == samples(3)
+    assert rig.counters.last_error is not None
+    assert "overloaded" in rig.counters.last_error
+
+
+def test_a_batch_refused_as_a_whole_is_halved_until_the_bad_sample_is_alone(
+    scripted_cloud: Any, make_rig: Any, refuse: Callable[..., Any]
+) -> None:
+    def judge(batch: SampleBatch) -> Any:
+        return refuse(400, "message_invalid") if any(s.seq == 5 for s in batch.samples) else None
+
+    scripted_cloud.judge = judge
+    rig = make_rig()
+    rig.outbox.add(samples(9))
+    rig.steps(2)
+    assert sorted(s.seq for s in scripted_cloud.samples) == [0, 1, 2, 3, 4, 6, 7, 8]
+    assert len(rig.outbox) == 0
+    assert rig.sender.dropped() == {"rejected": 1}
+
+
+def test_samples_that_the_receipt_rejects_are_deleted_and_counted(scripted_cloud: Any, make_rig: Any) -> None:
+    bad = Rejection(sample_id=samples(2)[1].sample_id.hex(), code="image_invalid", message="truncated")
+    receipt = UploadReceipt(accepted=2, duplicates=0, rejected=[bad], latest_version=0, server_time_ms=1_000_000)
+    rig = make_rig()
+    rig.outbox.add(samples(3))
+    rig.steps(1)
+    scripted_cloud.script.append((200, {}, msgspec.json.encode(receipt)))
+    rig.steps(1)
+    assert len(rig.outbox) == 0
+    assert rig.counters.uploaded == 2
+    assert rig.sender.dropped() == {"rejected": 1}
+
+
+def test_the_byte_budget_holds_over_a_restart_and_ends_with_the_day(scripted_cloud: Any, make_rig: Any) -> None:
+    rig = make_rig(max_bytes_per_day=600, batch_samples=1)
+    rig.outbox.add(samples(9))
+    with pytest.raises(OverloadedError, match="600 bytes per day"):
+        rig.steps(20)
+    sent = rig.counters.bytes_up
+    assert 300 < sent <= 600
+    rig.close()
+    again = make_rig(max_bytes_per_day=600, batch_samples=1)
+    with pytest.raises(OverloadedError):
+        again.steps(20)
+    assert sent + again.counters.bytes_up <= 600
+    again.clock_s += 86_400
+    before = len(scripted_cloud.samples)
+    again.steps(1)
+    assert len(scripted_cloud.samples) == before + 1
+
+
+def test_backoff_doubles_with_full_jitter_and_adds_what_the_cloud_asked_for() -> None:
+    backoff = Backoff(UplinkConfig(backoff_min_s=1.0, backoff_max_s=8.0), random.Random(0))
+    for ceiling in (1, 2, 4, 8, 8):
+        assert 0 <= backoff.pause_s(TransportError("down")) <= ceiling
+    assert 5 <= backoff.pause_s(OverloadedError("later", retry_after_s=5.0)) <= 13
+    backoff.reset()
+    assert backoff.pause_s(TransportError("down")) <= 1
+    pauses = {Backoff(UplinkConfig(), random.Random(seed)).pause_s(TransportError("down")) for seed in range(20)}
+    assert len(pauses) == 20
+
+
+def test_a_step_that_breaks_does_not_end_the_thread() -> None:
+    calls = threading.Semaphore(0)
+
+    def step() -> None:
+        calls.release()
+        raise ZeroDivisionError
+
+    counters = EdgeCounters()
+    quick = UplinkConfig(backoff_min_s=0.001, backoff_max_s=0.002)
+    worker = Worker("w", step, Backoff(quick, random.Random(0)), counters)
+    worker.start()
+    assert all(calls.acquire(timeout=10) for _ in range(3))
+    worker.closing.set()
+    worker.join(10)
+    assert "ZeroDivisionError" in str(counters.last_error)
+
+
+def test_close_is_prompt_while_the_cloud_hangs(scripted_cloud: Any, make_rig: Any) -> None:
+    rig = make_rig(read_timeout_s=600.0)
+    scripted_cloud.released.clear()
+    worker = Worker("sender", rig.sender.step, Backoff(rig.config, random.Random(0)), rig.counters)
+    worker.start()
+    scripted_cloud.wait_for(lambda: scripted_cloud.paths)
+    started_s = time.monotonic()
+    worker.closing.set()
+    rig.sender.close()
+    rig.client.close()
+    worker.join(60)
+    assert time.monotonic() - started_s < 10
+    assert not worker._thread.is_alive()
