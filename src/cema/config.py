@@ -31,7 +31,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 # --- edge: device.toml -------------------------------------------------------------------------------------------
 
 
-class SelectionConfig(Section):
+class SelectionConfig(Section, frozen=True, kw_only=True):
     """Which samples are worth sending (CEMA section 3.1; defaults in edge/selection.py terms, fractions of ln C)."""
 
     enabled: bool = True
@@ -43,7 +43,7 @@ class SelectionConfig(Section):
     d_margin: Fraction = 1.0  # redundancy filter of EATA: drop if |cos| >= this; 1.0 = off
 
 
-class OutboxConfig(Section):
+class OutboxConfig(Section, frozen=True, kw_only=True):
     """The durable queue between prediction and network."""
 
     max_samples: Count = 20_000  # oldest are dropped beyond; at 3 KB each about 60 MB
@@ -53,7 +53,7 @@ class OutboxConfig(Section):
     commit_interval_s: Seconds = 0.2  # how long a sample may wait in memory for its batch
 
 
-class UplinkConfig(Section):
+class UplinkConfig(Section, frozen=True, kw_only=True):
     """How the device talks to the cloud. Devices dial out only."""
 
     batch_samples: Annotated[int, Meta(ge=1, le=256)] = 16  # samples per upload
@@ -70,7 +70,7 @@ class UplinkConfig(Section):
     proxy: str | None = None  # http://host:port; default: HTTPS_PROXY of the environment
 
 
-class RuntimeConfig(Section):
+class RuntimeConfig(Section, frozen=True, kw_only=True):
     """ONNX Runtime on this device."""
 
     providers: tuple[str, ...] = ("CPUExecutionProvider",)  # in order of preference
@@ -78,7 +78,7 @@ class RuntimeConfig(Section):
     adaptation: Literal["on", "off"] = "on"  # off = source parameters, nothing uploaded
 
 
-class DeviceConfig(Section):
+class DeviceConfig(Section, frozen=True, kw_only=True):
     """``device.toml``: written by ``cema device enrol``, read by ``cema edge run`` and ``EdgeAgent``."""
 
     url: str
@@ -98,7 +98,7 @@ class DeviceConfig(Section):
 # --- cloud: cema.toml --------------------------------------------------------------------------------------------
 
 
-class ServerConfig(Section):
+class ServerConfig(Section, frozen=True, kw_only=True):
     """The web process."""
 
     host: str = "127.0.0.1"
@@ -114,7 +114,7 @@ class ServerConfig(Section):
     drain_s: Seconds = 10.0  # SIGTERM: time for running requests and the running step
 
 
-class WorkerConfig(Section):
+class WorkerConfig(Section, frozen=True, kw_only=True):
     """The adaptation workers."""
 
     processes: Annotated[int, Meta(ge=0, le=256)] = 1  # 0 = web only; workers then run elsewhere (cema worker)
@@ -124,14 +124,14 @@ class WorkerConfig(Section):
     publish_min_interval_s: Seconds = 10.0  # versions are coalesced: at most one per group in this time
 
 
-class RetentionConfig(Section):
+class RetentionConfig(Section, frozen=True, kw_only=True):
     """How long the cloud keeps what it no longer needs for training."""
 
     id_memory_s: Seconds = 8 * 86_400  # sample ids against duplicates: the outbox's expiry plus a day
     keep_versions: Count = 1000  # updates per group that stay downloadable
 
 
-class GroupConfig(Section):
+class GroupConfig(Section, frozen=True, kw_only=True):
     """One fleet that shares a model: its bundle, the torch models behind it and the method."""
 
     bundle: str  # file made by ``cema bundle build``; relative to this file
@@ -145,7 +145,7 @@ class GroupConfig(Section):
     adaptation: Literal["on", "off"] = "on"
 
 
-class ServeConfig(Section):
+class ServeConfig(Section, frozen=True, kw_only=True):
     """``cema.toml``."""
 
     groups: dict[Name, GroupConfig] = {}

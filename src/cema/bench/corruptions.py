@@ -1,8 +1,9 @@
 """The weather of the benchmark: clean pictures in, corrupted pictures out, the same every time.
 
-Names are the ids of ImageNet-C (Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261). From 64 px on, pictures go through the maintained
-library ``imagecorruptions`` (constants of ImageNet-C, made for 224 px); below, through ``corruptions_small``
-(constants of CIFAR-10-C). ``corrupt`` is for a batch, ``corrupted`` for a whole data set with a cache on disk.
+Names are the ids of ImageNet-C (Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261). From 64 px on, pictures go
+through the maintained library ``imagecorruptions`` (constants of ImageNet-C, made for 224 px); below, through
+``corruptions_small`` (constants of CIFAR-10-C). ``corrupt`` is for a batch, ``corrupted`` for a whole data set with a
+cache on disk.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ NAMES = (CLEAN, *COMMON, *EXTRA)
 SEVERITIES = range(1, 6)
 LARGE_SIDE_PX = 64
 """From this short side on, the constants of ImageNet-C are used; below, those of CIFAR-10-C."""
+SMALLEST_SIDE_PX = 8
+"""Below this a picture has nothing left to pixelate or to bend."""
 _SEEDED = ("impulse_noise", "glass_blur")
 """These two functions of the library take a seed instead of drawing from numpy's global generator."""
 _SEED_LIMIT = 1 << 31
@@ -104,6 +107,8 @@ def _corruption(name: str, severity: int, side_px: int) -> One:
         raise ConfigError(f"expected a corruption, got {name!r}", hint=f"known: {', '.join(NAMES)}")
     if severity not in SEVERITIES:
         raise ConfigError(f"expected a severity of 1 to 5, got {severity!r}")
+    if side_px < SMALLEST_SIDE_PX:
+        raise ConfigError(f"expected pictures of at least {SMALLEST_SIDE_PX} px, got {side_px} px on the short side")
     if name == CLEAN:
         return lambda image, rng: image
     try:
@@ -115,12 +120,12 @@ def _corruption(name: str, severity: int, side_px: int) -> One:
 
 
 def _small(name: str, severity: int) -> One:
-    from cema.bench.corruptions_small import SMALL
+    from cema.bench.corruptions_small import small_corruption
 
-    function, constants = SMALL[name]
+    function = small_corruption(name, severity)
 
     def one(image: Uint8Array, rng: np.random.Generator) -> Uint8Array:
-        changed = function(image / 255.0, constants[severity - 1], rng)
+        changed = function(image / 255.0, rng)
         # The published files truncate; the epsilon keeps n / 255 * 255 from becoming n - 1.
         return (np.clip(changed, 0, 1) * 255 + 1e-6).astype(np.uint8)
 

@@ -16,6 +16,7 @@ import click
 
 from cema.cli.output import emit_json, json_option
 from cema.cloud.app import WebServer, create_app, listen, url_of
+from cema.cloud.parent import exit_with_parent
 from cema.cloud.registry import register_groups
 from cema.cloud.store import open_store
 from cema.cloud.store.rows import now_ms
@@ -30,6 +31,7 @@ from cema.telemetry import configure_logging
 def serve(path: Path, as_json: bool) -> None:
     """Run the cloud: the web service and its adaptation workers."""
     configure_logging()
+    exit_with_parent()
     _run(load_serve(path), str(path.resolve()), as_json)
 
 

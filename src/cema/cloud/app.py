@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import uvicorn
+from anyio import to_thread
 from fastapi import FastAPI
 
 from cema import __version__
@@ -19,6 +20,7 @@ from cema.cloud.api import bundles, groups, health, samples, updates
 from cema.cloud.api.answers import install_error_handlers
 from cema.cloud.api.context import Context
 from cema.cloud.api.metrics import Metrics
+from cema.cloud.api.newest import NewestUpdates
 from cema.cloud.api.schema import install_schema
 from cema.cloud.api.watch import VersionWatch
 from cema.cloud.keys import signing_key
@@ -31,6 +33,8 @@ KEEP_ALIVE_S = 75
 """Idle connections stay open longer than a device is ever silent (heartbeat 10 s, poll 55 s, proxies 60 s)."""
 BACKLOG = 2048
 """Connections that wait to be accepted: a whole fleet after a power cut."""
+STORE_THREADS = 8
+"""Threads for store work. SQLite has one writer, and more threads only take the interpreter from the event loop."""
 
 
 def create_app(config: ServeConfig, store: Store, blobs: BlobStore, *, clock_ms: Callable[[], int] = now_ms) -> FastAPI:
@@ -39,7 +43,7 @@ def create_app(config: ServeConfig, store: Store, blobs: BlobStore, *, clock_ms:
     metrics = Metrics(store, lambda: watch.waiting)
     key = signing_key(config)
     app = FastAPI(title="cema", version=__version__, summary="Samples in, updates out.", lifespan=_lifespan)
-    app.state.context = Context(config, store, blobs, clock_ms, key, watch, metrics)
+    app.state.context = Context(config, store, blobs, clock_ms, key, watch, NewestUpdates(store, blobs), metrics)
     for part in (groups, samples, updates, bundles, health):
         app.include_router(part.router)
     install_error_handlers(app)
@@ -49,6 +53,7 @@ def create_app(config: ServeConfig, store: Store, blobs: BlobStore, *, clock_ms:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    to_thread.current_default_thread_limiter().total_tokens = STORE_THREADS
     watch: VersionWatch = app.state.context.watch
     task = asyncio.create_task(watch.run())
     yield

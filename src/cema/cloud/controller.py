@@ -65,6 +65,7 @@ class Controller:
         self.row = row
         self.checkpoint = row.checkpoint
         self._resume()
+        self._good: State = adapter.state()  # what the gate goes back to: the state of the last published version
 
     def tick(self, row: GroupRow, stop: Callable[[], bool] = lambda: False) -> int:
         """Do what is due: full steps on the oldest uploads, else a replay step, else only count. Returns the steps.
@@ -114,9 +115,10 @@ class Controller:
             log.warning("group %s: step taken back: %s", self.group, refusal)
             self.adapter.load_state(self._good)
         update = self._update_if_due(metrics is not None and not refusal, metrics or {})
+        checkpoint = None
         if metrics is not None:
-            self.checkpoint = self.blobs.put(encode_checkpoint(self.adapter.state(), self.rng))
-        self._commit(update, consumed, evicted)
+            checkpoint = self.checkpoint = self.blobs.put(encode_checkpoint(self.adapter.state(), self.rng))
+        self._commit(update, consumed, evicted, checkpoint)
 
     def _update_if_due(self, changed: bool, metrics: Metrics | None = None) -> NewUpdate | None:
         """The next version, if something changed and the last one is old enough."""
@@ -143,7 +145,13 @@ class Controller:
         signature = signing.sign(data, key) if key else ""
         return NewUpdate(version, self.blobs.put(data), signature, len(data), manifest.method, metrics or {})
 
-    def _commit(self, update: NewUpdate | None, consumed: Sequence[int] = (), evicted: Sequence[int] = ()) -> None:
+    def _commit(
+        self,
+        update: NewUpdate | None,
+        consumed: Sequence[int] = (),
+        evicted: Sequence[int] = (),
+        checkpoint: str | None = None,
+    ) -> None:
         now, row = self.clock_ms(), self.row
         due = max(row.samples_seen // self.adapter.schedule.tick_images, row.ticks_done)
         missed = max(due - row.ticks_done - 1, 0)
@@ -156,7 +164,7 @@ class Controller:
                 ticks_dropped=row.ticks_dropped + missed,
                 consumed=consumed,
                 evicted=evicted,
-                checkpoint=self.checkpoint,
+                checkpoint=checkpoint,
                 update=update,
             ),
             now,
@@ -168,7 +176,6 @@ class Controller:
         if self.checkpoint is not None:
             state, self.rng = decode_checkpoint(self.blobs.get(self.checkpoint))
             self.adapter.load_state(state)
-        self._good: State = self.adapter.state()
         kept, images = self._decode(self.store.replay(self.group))
         self.replay.extend([sample.row_id for sample in kept], images)
 

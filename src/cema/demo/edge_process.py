@@ -97,7 +97,8 @@ class Pace:
             status = self.client.status()
         except CemaError:
             return False
-        return status.ticks_done >= seen // TICK_IMAGES and self.agent.version >= status.latest_version
+        in_use: Any = self.agent.status()["version"]
+        return status.ticks_done >= seen // TICK_IMAGES and bool(in_use >= status.latest_version)
 
 
 def run(plan: EdgePlan, emit: Callable[[EdgeEvent], None], stop: threading.Event) -> None:

@@ -21,6 +21,7 @@ from types import TracebackType
 
 import msgspec
 
+from cema.cloud.parent import PARENT_FD_VARIABLE
 from cema.demo.edge_process import EdgeEvent, EdgePlan
 from cema.demo.scenario import Scenario
 from cema.errors import CemaError
@@ -179,7 +180,8 @@ class Demo:
 
     def _start_edge(self, index: int, name: str, url: str) -> None:
         options, device = self.options, self.folder / f"{name}.toml"
-        enrol = ["device", "enrol", "-c", "cema.toml", "--group", name, "--name", name, "--url", url, "--out", device]
+        enrol = ["device", "enrol", "-c", "cema.toml", "--group", name, "--name", name, "--url", url]
+        enrol += ["--out", str(device)]
         done = subprocess.run([*_CEMA, *enrol], cwd=self.folder, capture_output=True, check=False)
         if done.returncode:
             raise DemoError(f"{name} could not be enrolled: {done.stderr.decode()[-LOG_TAIL_CHARACTERS:]}")
@@ -208,7 +210,7 @@ class Demo:
             # A session of its own: Ctrl-C reaches only the demo, which then stops its children in order.
             child = subprocess.Popen(
                 command, cwd=self.folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-                start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                start_new_session=True, env={**os.environ, PARENT_FD_VARIABLE: "0"},
             )  # fmt: skip
         self._children.append(child)
         return child

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from cema.demo.scenario import CLEAN
 from cema.demo.tally import EdgeTally
 
 _KIB = 1024
@@ -45,11 +46,11 @@ def summary_table(tallies: Sequence[EdgeTally]) -> Table:
     for tally in tallies:
         for condition, adapted, source, images in tally.by_condition():
             row = (tally.name, condition, str(images), _percent(adapted), _percent(source), f"{adapted - source:+.1%}")
-            table.add_row(*row, style="dim" if condition == "clean" else "")
+            table.add_row(*row, style="dim" if condition == CLEAN else "")
         adapted, source = tally.accuracy(drift=True), tally.accuracy(drift=True, source=True)
-        images = str(sum(event.images for event in tally.events if event.condition != "clean"))
+        drifted = sum(event.images for event in tally.events if event.condition != CLEAN)
         gain = f"{adapted - source:+.1%}"
-        table.add_row(tally.name, "all drift", images, _percent(adapted), _percent(source), gain, style="bold")
+        table.add_row(tally.name, "all drift", str(drifted), _percent(adapted), _percent(source), gain, style="bold")
         table.add_section()
     return table
 

@@ -42,7 +42,9 @@ class Bundle:
         return {tensor.name: _tensor(self.norm, tensor) for tensor in self.manifest.norm}
 
 
-def fingerprint(model: bytes, norm: bytes, preprocess: Preprocess, classes: Sequence[str], table: Sequence[NormTensor]) -> str:
+def fingerprint(
+    model: bytes, norm: bytes, preprocess: Preprocess, classes: Sequence[str], table: Sequence[NormTensor]
+) -> str:
     """sha256 (hex) over graph, norm weights, preprocessing, classes and the norm table."""
     digest = hashlib.sha256()
     recipe = msgspec.json.encode([preprocess, list(classes), list(table)])

@@ -32,7 +32,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     """Base of all messages: immutable, map-encoded."""
 
 
-class Sample(Message):
+class Sample(Message, frozen=True, kw_only=True):
     """One selected image and what the edge thought of it.
 
     sample_id: 16 random bytes, the idempotency key. seq: counts this boot's selected samples from 0.
@@ -51,7 +51,7 @@ class Sample(Message):
     stats_revision: int = 0
 
 
-class LayerStatistics(Message):
+class LayerStatistics(Message, frozen=True, kw_only=True):
     """Mean and variance per channel of one norm layer's input, over ``count`` images (float32 little endian)."""
 
     mean: bytes
@@ -59,7 +59,7 @@ class LayerStatistics(Message):
     count: int
 
 
-class SampleBatch(Message):
+class SampleBatch(Message, frozen=True, kw_only=True):
     """Body of ``POST /v1/groups/{group}/samples``.
 
     fingerprint: of the bundle whose model selected the samples. samples_seen: images predicted since boot,
@@ -76,7 +76,7 @@ class SampleBatch(Message):
     stats: dict[str, LayerStatistics] | None = None
 
 
-class Rejection(Message):
+class Rejection(Message, frozen=True, kw_only=True):
     """One sample the cloud will not take, ever: the device deletes it and counts it."""
 
     sample_id: str
@@ -84,7 +84,7 @@ class Rejection(Message):
     message: str
 
 
-class UploadReceipt(Message):
+class UploadReceipt(Message, frozen=True, kw_only=True):
     """Answer to an upload: what is durable now. Everything not in ``rejected`` is acknowledged."""
 
     accepted: int
@@ -94,7 +94,7 @@ class UploadReceipt(Message):
     server_time_ms: int
 
 
-class GroupStatus(Message):
+class GroupStatus(Message, frozen=True, kw_only=True):
     """Answer of ``GET /v1/groups/{group}``: what a device needs to know before it starts.
 
     samples_seen: images predicted by the whole group. ticks_done: how far the cloud has come with them (64 a tick).
@@ -109,7 +109,7 @@ class GroupStatus(Message):
     ticks_done: int = 0
 
 
-class ErrorBody(Message):
+class ErrorBody(Message, frozen=True, kw_only=True):
     """The one shape of every error answer."""
 
     code: str
@@ -117,7 +117,7 @@ class ErrorBody(Message):
     hint: str = ""
 
 
-class Preprocess(Message):
+class Preprocess(Message, frozen=True, kw_only=True):
     """How a photograph becomes the model's input; part of the bundle, so edge and cloud cannot differ.
 
     size: (height, width) in px of the input. resize_short: scale the short side to this many px first (0 = resize
@@ -131,7 +131,7 @@ class Preprocess(Message):
     interpolation: str = "bilinear"
 
 
-class NormTensor(Message):
+class NormTensor(Message, frozen=True, kw_only=True):
     """One patchable tensor: its name in torch, the graph's initializer, and where it lies in ``norm.bin``.
 
     kind: batch_norm | layer_norm | group_norm. role: weight | bias | running_mean | running_var. eps: of its layer.
@@ -147,7 +147,7 @@ class NormTensor(Message):
     offset: int
 
 
-class BundleManifest(Message):
+class BundleManifest(Message, frozen=True, kw_only=True):
     """``manifest.json`` of a bundle. fingerprint = sha256 over graph, norm table, preprocessing and classes."""
 
     fingerprint: str
@@ -161,7 +161,7 @@ class BundleManifest(Message):
     opset: int = 0
 
 
-class UpdateManifest(Message):
+class UpdateManifest(Message, frozen=True, kw_only=True):
     """Metadata of an update: which group and bundle it is for, and who made it.
 
     version rises by one per group, 0 is the source. rollback_of: the version that this one takes back, if any.

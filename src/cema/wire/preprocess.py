@@ -27,13 +27,20 @@ def fit(image_HWC: Uint8Array, recipe: Preprocess) -> Uint8Array:
         return image_HWC
     picture = Image.fromarray(image_HWC)
     resample = _RESAMPLE[recipe.interpolation]
+    return np.asarray(picture.resize((width, height), resample, box=_centre(picture.size, recipe)))
+
+
+def _centre(size: tuple[int, int], recipe: Preprocess) -> tuple[float, float, float, float]:
+    """The part (left, top, right, bottom) of a picture that the model sees.
+
+    Resizing only this part equals resizing all and cropping, without ever holding a large picture's margins.
+    """
     if not recipe.resize_short:
-        return np.asarray(picture.resize((width, height), resample))
-    scale = recipe.resize_short / min(picture.size)
-    short = recipe.resize_short
-    scaled = tuple(short if side == min(picture.size) else max(1, round(side * scale)) for side in picture.size)
-    left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
-    return np.asarray(picture.resize(scaled, resample).crop((left, top, left + width, top + height)))
+        return (0.0, 0.0, float(size[0]), float(size[1]))
+    scale = min(size) / recipe.resize_short
+    width, height = (min(side * scale, float(limit)) for side, limit in zip(recipe.size[::-1], size, strict=True))
+    left, top = (size[0] - width) / 2, (size[1] - height) / 2
+    return (left, top, left + width, top + height)
 
 
 def normalise(images_BHWC: Uint8Array, recipe: Preprocess) -> Float32Array:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -60,9 +61,7 @@ def encode_update(manifest: UpdateManifest, parameters: Mapping[str, Float32Arra
     return save(tensors, metadata={_MANIFEST_KEY: msgspec.json.encode(manifest).decode()})
 
 
-def open_update(
-    data: bytes, bundle: BundleManifest, *, signature: str | None = None, key: str | None = None
-) -> Update:
+def open_update(data: bytes, bundle: BundleManifest, *, signature: str | None = None, key: str | None = None) -> Update:
     """Verify and decode an update for ``bundle``; ``key`` None skips the signature (trusted, local use).
 
     Raises
@@ -107,7 +106,7 @@ def read_manifest(data: bytes) -> UpdateManifest:
 
 def _decode_tensors(data: bytes, norm: list[NormTensor]) -> NormParameters:
     try:
-        entries = dict(deserialize(data))
+        entries: dict[str, Mapping[str, Any]] = dict(deserialize(data))  # type: ignore[no-untyped-call]
     except (SafetensorError, ValueError) as error:
         raise UpdateError(f"expected a safetensors file: {error}") from error
     expected = {tensor.name: tensor for tensor in norm}
@@ -117,13 +116,11 @@ def _decode_tensors(data: bytes, norm: list[NormTensor]) -> NormParameters:
     return {name: _decode_tensor(name, entry, expected[name]) for name, entry in entries.items()}
 
 
-def _decode_tensor(name: str, entry: Mapping[str, object], expected: NormTensor) -> Float32Array:
-    shape = tuple(entry["shape"])  # type: ignore[arg-type]  # safetensors has no types for its dictionaries
+def _decode_tensor(name: str, entry: Mapping[str, Any], expected: NormTensor) -> Float32Array:
+    shape = tuple(entry["shape"])
     if entry["dtype"] != "F32" or shape != tuple(expected.shape):
         raise UpdateContentError(f"expected {name} as F32 {expected.shape}, got {entry['dtype']} {shape}")
-    raw = entry["data"]
-    assert isinstance(raw, bytes | bytearray)
-    value = np.frombuffer(bytes(raw), "<f4").reshape(shape)
+    value = np.frombuffer(bytes(entry["data"]), "<f4").reshape(shape)
     _check_values(name, value)
     return value
 

@@ -14,6 +14,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from cema.cloud.api.metrics import Metrics
+from cema.cloud.api.newest import NewestUpdates
 from cema.cloud.api.watch import VersionWatch
 from cema.cloud.store.base import BlobStore, DeviceRow, GroupRow, Store
 from cema.config import ServeConfig
@@ -40,6 +41,7 @@ class Context:
     clock_ms: Callable[[], int]
     key: str
     watch: VersionWatch
+    newest: NewestUpdates
     metrics: Metrics
     _bundles: dict[str, SignedContent] = field(default_factory=dict)
     _bundle_lock: threading.Lock = field(default_factory=threading.Lock)

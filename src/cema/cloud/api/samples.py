@@ -6,6 +6,9 @@ trained on is refused sample by sample, so that one bad picture does not cost it
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 import msgspec
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -30,6 +33,8 @@ from cema.wire.messages import (
 
 MAX_COUNT = 1 << 53
 """Largest counter that is believed: exact in JSON, and far from the database's 64 bits."""
+LINGER_S = 1.0
+"""How long the rest of a refused body is read and thrown away."""
 MAX_DROP_REASONS = 32
 MAX_REASON_CHARS = 64
 
@@ -56,16 +61,21 @@ async def _read_body(request: Request, limit_bytes: int) -> bytes:
         raise MessageError(f"expected Content-Type: {MSGPACK_TYPE}, got {content_type or 'none'}")
     announced = request.headers.get("content-length", "0")
     if announced.isdecimal() and int(announced) > limit_bytes:
-        raise _too_large(limit_bytes)
+        raise await _too_large(request, limit_bytes)
     body = bytearray()
     async for chunk in request.stream():
         if len(body) + len(chunk) > limit_bytes:
-            raise _too_large(limit_bytes)
+            raise await _too_large(request, limit_bytes)
         body += chunk
     return bytes(body)
 
 
-def _too_large(limit_bytes: int) -> SizeLimitError:
+async def _too_large(request: Request, limit_bytes: int) -> SizeLimitError:
+    # Closing a connection with unread bytes resets it, and the device would never see the answer.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            while (await request.receive()).get("more_body", False):
+                pass
     return SizeLimitError(
         f"expected a body of at most {limit_bytes} bytes, got more",
         hint="send fewer samples per batch (uplink.batch_bytes), or raise server.max_body_bytes",

@@ -7,14 +7,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi import Path as PathParameter
-from starlette.concurrency import run_in_threadpool
 
 from cema.cloud.api.answers import IMMUTABLE, json_answer, not_modified
-from cema.cloud.api.context import Context, ContextOf, Device
+from cema.cloud.api.context import ContextOf, Device
 from cema.cloud.api.schema import answers
 from cema.cloud.store.base import UpdateRow
 from cema.cloud.store.rows import update_as_dict
-from cema.errors import BaseMismatchError, NotFoundError
+from cema.errors import BaseMismatchError
 from cema.wire.messages import FINGERPRINT_HEADER, SIGNATURE_HEADER, UPDATE_TYPE, VERSION_HEADER
 
 MAX_VERSION = (1 << 31) - 1
@@ -39,10 +38,18 @@ async def latest(
     """The bytes of the latest update, as soon as there is one above ``after``; 204 when there is none in time."""
     deadline = time.monotonic() + min(wait, context.config.server.max_poll_wait_s)
     while True:
-        after, row = await run_in_threadpool(_newer, context, group, after, base)
-        if row is not None:
-            return await run_in_threadpool(_answer, context, row, "no-store")
-        if not await context.watch.wait(group, after, max(0.0, deadline - time.monotonic())):
+        newest = await context.newest.get(group)
+        if base is not None and base != newest.fingerprint:
+            raise BaseMismatchError(
+                f"group {group!r} runs bundle {newest.fingerprint[:12]}, the device runs {base[:12]}",
+                hint="fetch the group's bundle",
+            )
+        row = newest.row
+        # A version made for an earlier bundle is not for this device: the first of the new lineage will be.
+        if row is not None and newest.version > after and row.fingerprint == newest.fingerprint:
+            return Response(newest.data, media_type=UPDATE_TYPE, headers=_headers(row, "no-store"))
+        seen = max(after, newest.version)
+        if not await context.watch.wait(group, seen, max(0.0, deadline - time.monotonic())):
             return Response(status_code=204)
 
 
@@ -56,7 +63,7 @@ def one(group: str, version: Version, request: Request, device: Device, context:
     row = context.store.update(group, version)
     if not_modified(request, row.blob):
         return Response(status_code=304, headers=_headers(row, IMMUTABLE))
-    return _answer(context, row, IMMUTABLE)
+    return Response(context.blobs.get(row.blob), media_type=UPDATE_TYPE, headers=_headers(row, IMMUTABLE))
 
 
 @router.get(
@@ -68,28 +75,6 @@ def listed(
     """What the bytes of each version are called, how large they are and what they learned from."""
     rows = context.store.updates(group, limit)
     return json_answer({"group": group, "updates": [update_as_dict(row) for row in rows]})
-
-
-def _newer(context: Context, group: str, after: int, base: str | None) -> tuple[int, UpdateRow | None]:
-    """The update to send, if any, and the version from which to go on waiting. Raises BaseMismatchError."""
-    current = context.store.group(group)
-    if base is not None and base != current.fingerprint:
-        raise BaseMismatchError(
-            f"group {group!r} runs bundle {current.fingerprint[:12]}, the device runs {base[:12]}",
-            hint="fetch the group's bundle",
-        )
-    if current.latest_version <= after:
-        return after, None
-    try:
-        row = context.store.update(group, current.latest_version)
-    except NotFoundError:  # forgotten, or published meanwhile and gone: wait for the next
-        return current.latest_version, None
-    # A version made for an earlier bundle is not for this device: the first of the new lineage will be.
-    return (after, row) if row.fingerprint == current.fingerprint else (current.latest_version, None)
-
-
-def _answer(context: Context, row: UpdateRow, caching: str) -> Response:
-    return Response(context.blobs.get(row.blob), media_type=UPDATE_TYPE, headers=_headers(row, caching))
 
 
 def _headers(row: UpdateRow, caching: str) -> dict[str, str]:

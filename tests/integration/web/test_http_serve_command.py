@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 import trustme
 import urllib3
@@ -117,9 +117,9 @@ def test_workers_end_when_the_service_is_killed(config: Path) -> None:
         assert not alive
 
 
-def workers_of(served: Serve, count: int) -> list[psutil.Process]:
+def workers_of(served: Serve, count: int) -> list[Any]:
     for _ in range(100_000):
-        children = psutil.Process(served.process.pid).children()
+        children: list[Any] = psutil.Process(served.process.pid).children()
         if len(children) == count:
             return children
     raise AssertionError(f"{count} workers never started")

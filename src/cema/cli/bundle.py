@@ -1,0 +1,147 @@
+"""``cema bundle``: make what a device runs from a torch model, and look into it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+import numpy as np
+
+from cema.cli.output import emit_json, json_option
+from cema.errors import ConfigError
+from cema.wire.bundle import Bundle, encode_bundle, load_bundle
+from cema.wire.messages import Preprocess, UpdateManifest
+from cema.wire.update import encode_update
+
+if TYPE_CHECKING:
+    from cema.cloud.models import LoadedModel
+
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
+
+
+class Numbers(click.ParamType):
+    """Numbers with commas between: ``224,224`` or ``0.485,0.456,0.406``."""
+
+    name = "numbers"
+
+    def __init__(self, count: int, kind: type[int] | type[float]) -> None:
+        self.count, self.kind = count, kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(self.kind(part) for part in str(value).split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != self.count or not np.isfinite(numbers).all():
+            self.fail(f"expected {self.count} numbers with commas between, got {value!r}", param, ctx)
+        return numbers
+
+
+@click.group()
+def bundle() -> None:
+    """Make and inspect bundles: the model as devices run it."""
+
+
+@bundle.command()
+@click.argument("model")
+@click.option("--weights", type=click.Path(path_type=Path), help="Safetensors file; default: the model's own.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle file to write.")
+@click.option("--size", type=Numbers(2, int), metavar="H,W", help="Input size in px.")
+@click.option("--resize-short", type=click.IntRange(0), help="Scale the short side to this first, then crop; 0 = off.")
+@click.option("--mean", type=Numbers(3, float), metavar="R,G,B", help="Of pixel values in 0..1.")
+@click.option("--std", type=Numbers(3, float), metavar="R,G,B", help="Of pixel values in 0..1.")
+@click.option("--interpolation", type=click.Choice(INTERPOLATIONS))
+@click.option("--classes", metavar="FILE|N", help="A file with one name a line, or their number.")
+@json_option
+def build(model: str, weights: Path | None, out: Path, classes: str | None, as_json: bool, **recipe: Any) -> None:
+    """Export MODEL (a known name or module:factory) and check it against torch.
+
+    Known names bring preprocessing and classes; module:factory needs --size and --classes.
+    """
+    from cema.cloud.export import build_bundle
+    from cema.cloud.models import load_model
+
+    loaded = load_model(model, weights)
+    built = build_bundle(
+        loaded.module, name=loaded.name, preprocess=_preprocess(loaded, recipe), classes=_classes(loaded, classes)
+    )
+    _write(out, encode_bundle(built))
+    _report(built, out, as_json)
+
+
+@bundle.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@json_option
+def inspect(file: Path, as_json: bool) -> None:
+    """Check FILE and print what is in it."""
+    _report(load_bundle(file), file, as_json)
+
+
+def describe(content: Bundle) -> dict[str, Any]:
+    """What ``inspect`` prints. norm_layers: number by kind. update_bytes: of one update for this bundle."""
+    manifest = content.manifest
+    kinds = Counter({tensor.name.rpartition(".")[0]: tensor.kind for tensor in manifest.norm}.values())
+    update = UpdateManifest(
+        group="default", version=1, fingerprint=manifest.fingerprint, method="source", created_at_ms=0
+    )
+    return {
+        "fingerprint": manifest.fingerprint,
+        "model": manifest.model,
+        "size": list(manifest.preprocess.size),
+        "classes": len(manifest.classes),
+        "norm_layers": dict(kinds),
+        "norm_bytes": len(content.norm),
+        "update_bytes": len(encode_update(update, content.source_parameters())),
+        "bundle_bytes": len(encode_bundle(content)),
+    }
+
+
+def _report(content: Bundle, file: Path, as_json: bool) -> None:
+    facts = {"file": str(file), **describe(content)}
+    if as_json:
+        emit_json(facts)
+        return
+    facts["size"] = " x ".join(map(str, facts["size"]))
+    facts["norm_layers"] = ", ".join(f"{count} {kind}" for kind, count in facts["norm_layers"].items())
+    for key, value in facts.items():
+        click.echo(f"{key:13} {value}")
+
+
+def _preprocess(loaded: LoadedModel, recipe: dict[str, Any]) -> Preprocess:
+    given = {key: value for key, value in recipe.items() if value is not None}
+    if loaded.preprocess is None and "size" not in given:
+        raise ConfigError(f"the input size of {loaded.name} is not known", hint="give --size H,W")
+    if min(given.get("size", (1,))) < 1 or min(given.get("std", (1,))) <= 0:
+        raise ConfigError(f"expected a positive size and positive stds, got {given}")
+    made = msgspec.structs.replace(loaded.preprocess, **given) if loaded.preprocess else Preprocess(**given)
+    if made.resize_short and made.resize_short < max(made.size):
+        raise ConfigError(
+            f"expected a short side of at least {max(made.size)} px to crop from, got {made.resize_short}",
+            hint="raise --resize-short, or set it to 0 to resize straight to the input size",
+        )
+    return made
+
+
+def _classes(loaded: LoadedModel, option: str | None) -> list[str]:
+    if option is None:
+        if loaded.classes is None:
+            raise ConfigError(f"the classes of {loaded.name} are not known", hint="give --classes FILE or their number")
+        return loaded.classes
+    if option.isdecimal():
+        return [str(index) for index in range(int(option))]
+    try:
+        return [line.strip() for line in Path(option).read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"expected a file with class names at {option}: {error}") from error
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise ConfigError(f"the bundle cannot be written to {path}: {error.strerror}") from error

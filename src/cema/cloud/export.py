@@ -1,0 +1,157 @@
+"""From a torch model to a bundle: the one moment at which edge and cloud are made the same.
+
+The graph comes from ``export_graph``; here its norm tensors move to ``norm.bin``, and the result is proven: ONNX Runtime
+must agree with torch on the source parameters and on perturbed ones, so that every patch is known to take effect.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import torch
+from torch import nn
+
+from cema.cloud.export_graph import INPUT_NAME, OPSET, OUTPUT_NAME, to_graph
+from cema.cloud.norms import NormLayer, norm_layers, read_parameters, write_parameters
+from cema.errors import ExportError
+from cema.types import Float32Array, NormParameters
+from cema.wire.bundle import NORM_FILE, Bundle, fingerprint
+from cema.wire.messages import BundleManifest, NormTensor, Preprocess
+
+PARITY_TOLERANCE = 1e-4
+"""max|dlogit| <= this * max(1, max|logit|) (design section 7)."""
+PARITY_BATCHES = (1, 3)
+PARITY_SEED = 0
+PERTURBATION = 0.1
+"""Relative size of the random change to each norm tensor in the second parity check."""
+_ERROR_LOGS_ONLY = 3  # onnxruntime's severity scale
+
+
+def build_bundle(module: nn.Module, *, name: str, preprocess: Preprocess, classes: Sequence[str]) -> Bundle:
+    """Export, check and pack; ``module`` is left as it was. The same model gives the same fingerprint.
+
+    Raises
+    ------
+    ExportError: no norm layer to patch, a norm tensor that cannot be kept apart, logits that are not
+    [B, len(classes)], or ONNX Runtime and torch that disagree.
+    """
+    table, norm = _norm_table(norm_layers(module), read_parameters(module))
+    graph = to_graph(module, preprocess.size, [tensor.name for tensor in table])
+    _check_single_use(graph, table)
+    model = _with_external_norm(ir.serde.serialize_model(graph), table)
+    manifest = BundleManifest(
+        fingerprint=fingerprint(model, norm, preprocess, classes, table), model=name, classes=list(classes),
+        preprocess=preprocess, input_name=INPUT_NAME, output_name=OUTPUT_NAME, norm=table, opset=OPSET,
+    )  # fmt: skip
+    bundle = Bundle(manifest, model, norm)
+    check_parity(module, bundle)
+    return bundle
+
+
+def check_parity(module: nn.Module, bundle: Bundle) -> None:
+    """Compare torch and ONNX Runtime on random images, with source and with perturbed norm parameters.
+
+    Raises ExportError.
+    """
+    rng = np.random.default_rng(PARITY_SEED)
+    source = bundle.source_parameters()
+    twin = copy.deepcopy(module).cpu().float().eval()
+    for what, parameters in (("source", source), ("perturbed", _perturbed(source, rng))):
+        write_parameters(twin, parameters)
+        session = _session(bundle, parameters)
+        for batch in PARITY_BATCHES:
+            images = rng.standard_normal((batch, 3, *bundle.manifest.preprocess.size), np.float32)
+            _compare(twin, session, images, len(bundle.manifest.classes), what)
+
+
+def _norm_table(layers: Sequence[NormLayer], parameters: NormParameters) -> tuple[list[NormTensor], bytes]:
+    """The norm tensors in the model's order, one after the other in ``norm.bin``."""
+    if not layers:
+        raise ExportError(
+            "expected at least one norm layer with parameters (BatchNorm, LayerNorm, GroupNorm), got none",
+            hint="adaptation changes norm parameters only; use a model that has some",
+        )
+    table: list[NormTensor] = []
+    chunks: list[bytes] = []
+    for layer in layers:
+        for role in layer.tensors():
+            name = f"{layer.name}.{role}" if layer.name else role
+            value = parameters[name]
+            table.append(
+                NormTensor(
+                    name=name, initializer=name, kind=layer.kind, role=role, shape=value.shape, eps=layer.eps,
+                    offset=sum(map(len, chunks)),
+                )
+            )  # fmt: skip
+            chunks.append(value.astype("<f4").tobytes())
+    return table, b"".join(chunks)
+
+
+def _check_single_use(graph: ir.Model, table: Sequence[NormTensor]) -> None:
+    for tensor in table:
+        uses = graph.graph.initializers[tensor.initializer].uses()
+        if len(uses) != 1:
+            raise ExportError(
+                f"expected {tensor.name} to feed one node, got {len(uses)}",
+                hint="give every place in forward a norm layer of its own",
+            )
+
+
+def _with_external_norm(model: onnx.ModelProto, table: Sequence[NormTensor]) -> bytes:
+    """model.onnx: norm tensors point into norm.bin, all else is inside."""
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    for entry in table:
+        proto = initializers[entry.initializer]
+        count = int(np.prod(entry.shape, dtype=np.int64))
+        if proto.data_type != onnx.TensorProto.FLOAT or tuple(proto.dims) != entry.shape:
+            raise ExportError(f"expected {entry.name} as float32 {entry.shape} in the graph, got {tuple(proto.dims)}")
+        proto.ClearField("raw_data")
+        proto.ClearField("float_data")
+        proto.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", NORM_FILE), ("offset", entry.offset), ("length", 4 * count)):
+            proto.external_data.add(key=key, value=str(value))
+    return model.SerializeToString(deterministic=True)
+
+
+def _session(bundle: Bundle, parameters: Mapping[str, Float32Array]) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERROR_LOGS_ONLY
+    values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(parameters[t.name])) for t in bundle.manifest.norm]
+    options.add_external_initializers([t.initializer for t in bundle.manifest.norm], values)
+    return ort.InferenceSession(bundle.model, options, providers=["CPUExecutionProvider"])
+
+
+def _perturbed(source: NormParameters, rng: np.random.Generator) -> NormParameters:
+    """Other values of the same size; variances stay positive."""
+    changed = {}
+    for name, value in source.items():
+        noise = rng.standard_normal(value.shape, np.float32) * PERTURBATION
+        scale = 1.0 if name.endswith("running_var") else max(1.0, float(np.abs(value).mean()))
+        changed[name] = value * np.exp(noise) if name.endswith("running_var") else value + noise * scale
+    return {name: value.astype(np.float32) for name, value in changed.items()}
+
+
+@torch.no_grad()
+def _compare(module: nn.Module, session: ort.InferenceSession, images: Float32Array, classes: int, what: str) -> None:
+    try:
+        got = session.run(None, {INPUT_NAME: images})[0]
+    except Exception as error:  # onnxruntime has no common base for its errors
+        raise ExportError(f"the exported model does not run on a batch of {len(images)}: {error}") from error
+    if got.shape != (len(images), classes):
+        raise ExportError(
+            f"expected logits [{len(images)}, {classes}] for {classes} classes, got {list(got.shape)}",
+            hint="give as many class names as the model has outputs; forward must return logits [B, K]",
+        )
+    expected = module(torch.from_numpy(images)).numpy()
+    error, bound = float(np.abs(got - expected).max()), PARITY_TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    if not error <= bound:  # also when it is nan
+        raise ExportError(
+            f"expected ONNX Runtime within {bound:.2g} of torch ({what} norm parameters), got {error:.2g}",
+            hint="an operation of this model behaves differently in ONNX; does forward depend on the batch?",
+            max_error=error,
+        )

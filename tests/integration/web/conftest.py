@@ -1,0 +1,129 @@
+"""The web process for tests: a real server in a thread on a free port, a real database, urllib3 as the device."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import urllib3
+from prometheus_client.parser import text_string_to_metric_families
+
+from cema.cloud.app import WebServer, create_app, listen, url_of
+from cema.cloud.keys import signing_key
+from cema.cloud.store import open_store
+from cema.cloud.store.base import BlobStore, NewUpdate, StepCommit, Store
+from cema.config import ServeConfig, ServerConfig
+from cema.wire import signing
+from cema.wire.image import encode_image
+from cema.wire.messages import MSGPACK_TYPE, Sample, SampleBatch, encode_msgpack
+
+PICTURE = encode_image(np.zeros((4, 4, 3), np.uint8), "png")
+
+
+@dataclass
+class Service:
+    config: ServeConfig
+    store: Store
+    blobs: BlobStore
+    server: WebServer
+    url: str
+    http: urllib3.PoolManager = field(default_factory=lambda: urllib3.PoolManager(maxsize=32, retries=False))
+
+    def call(
+        self, path: str, method: str = "GET", *, token: str | None = "secret-of-cam", body: Any = None, **headers: str
+    ) -> urllib3.BaseHTTPResponse:
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        if token is not None:
+            sent["Authorization"] = f"Bearer {token}"
+        return self.http.request(method, self.url + path, headers=sent, body=body, timeout=30)
+
+    def upload(self, batch: SampleBatch, **options: Any) -> urllib3.BaseHTTPResponse:
+        body = encode_msgpack(batch)
+        return self.call("/v1/groups/g/samples", "POST", body=body, Content_Type=MSGPACK_TYPE, **options)
+
+    def publish(self, content: bytes) -> int:
+        """As a worker does, once it holds the lease."""
+        row = self.store.group("g")
+        version = row.latest_version + 1
+        boot_id = version.to_bytes(16, "big")
+        self.store.add_samples("g", self.batch(seen=64, fingerprint=row.fingerprint, boot_id=boot_id), 0)
+        assert self.store.claim("w", 0, lease_ms=10**9, tick_images=64, publish_interval_ms=0) is not None
+        signature = signing.sign(content, signing_key(self.config))
+        update = NewUpdate(version, self.blobs.put(content), signature, len(content), "bn")
+        self.store.commit_step(StepCommit("g", "w", row.lineage, row.ticks_done + 1, 0, update=update), 5)
+        self.store.release("g", "w")
+        return version
+
+    def metrics(self) -> dict[str, float]:
+        """Values by ``name,label=value,...``."""
+        text = self.call("/metrics", token=None).data.decode()
+        return {
+            ",".join((s.name, *(f"{k}={v}" for k, v in sorted(s.labels.items())))): s.value
+            for family in text_string_to_metric_families(text)
+            for s in family.samples
+        }
+
+    @staticmethod
+    def sample(number: int, **changes: Any) -> Sample:
+        made = Sample(
+            sample_id=number.to_bytes(16, "big"), seq=number, codec="png", image=PICTURE, label=0, probability=0.5,
+            entropy=1.0, update_version=0, captured_at_ms=0,
+        )  # fmt: skip
+        return msgspec.structs.replace(made, **changes)
+
+    @staticmethod
+    def batch(*samples: Sample, seen: int = 0, **changes: Any) -> SampleBatch:
+        boot_id = b"b" * 16
+        made = SampleBatch(device_id="cam", boot_id=boot_id, fingerprint="f1", samples_seen=seen, samples=list(samples))
+        return msgspec.structs.replace(made, **changes)
+
+    @staticmethod
+    def error_of(response: urllib3.BaseHTTPResponse) -> tuple[int, str]:
+        """Status and code, after a check of the one shape."""
+        body = response.json()
+        assert list(body) == ["code", "message", "hint"], body
+        assert response.headers["content-type"] == "application/json"
+        assert body["message"]
+        return response.status, body["code"]
+
+
+@contextmanager
+def running(server: WebServer, listener: socket.socket, ready: threading.Event) -> Iterator[None]:
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        assert ready.wait(30)
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    settings = ServerConfig(
+        port=0, data_dir=str(tmp_path), max_body_bytes=100_000, max_batch_samples=4, poll_interval_s=0.01
+    )
+    config = ServeConfig(server=settings)
+    store, blobs = open_store(config)
+    store.put_group("g", "f1", blobs.put(b"bundle bytes " * 100_000), "on", 1)
+    store.put_group("other", "f1", blobs.put(b"bundle bytes " * 100_000), "on", 1)
+    store.enrol("cam", "g", hashlib.sha256(b"secret-of-cam").hexdigest(), 1)
+    ready = threading.Event()
+    server = WebServer(create_app(config, store, blobs, clock_ms=lambda: 1234), settings, on_ready=ready.set)
+    listener = listen(settings)
+    made = Service(config, store, blobs, server, url_of(settings, listener))
+    with running(server, listener, ready):
+        yield made
+    made.http.clear()
+    store.close()

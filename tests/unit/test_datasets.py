@@ -1,0 +1,144 @@
+"""Data sets: what comes in, at which size, and what is said when it is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from cema.bench.datasets import KINDS, Photographs, load_dataset
+from cema.errors import ConfigError
+
+RED, BLUE = (250, 10, 10), (10, 10, 250)
+
+
+def photograph(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (300, 280)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+def write_npz(path: Path, **other: NDArray[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Any] = {"images": np.full((6, 32, 32, 3), 7, np.uint8), "labels": np.arange(6) % 3, **other}
+    np.savez(path, **arrays)
+    return path
+
+
+def test_the_digits_are_those_that_the_embedded_models_have_not_seen() -> None:
+    from cema.cloud.models import digits
+
+    stream = load_dataset("digits", None)
+    train, held_out = digits.split()
+    assert np.shape(stream.images) == (len(held_out), 32, 32, 3)
+    assert not set(train) & set(held_out)
+    images, labels = digits.digit_images()
+    np.testing.assert_array_equal(stream.images[:9], images[held_out[:9]])
+    np.testing.assert_array_equal(stream.labels, labels[held_out])
+    assert stream.classes == [str(i) for i in range(10)]
+
+
+def test_cifar10_is_read_from_its_place(tmp_path: Path) -> None:
+    write_npz(tmp_path / "cifar10" / "test-5000.npz")
+    photographs = load_dataset("cifar10", tmp_path, limit=4)
+    assert len(photographs) == len(photographs.images) == 4
+    assert photographs.labels.dtype == np.int64
+    assert photographs.classes[1] == "automobile"
+
+
+def test_an_npz_of_other_integer_labels_is_converted(tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "mine.npz", labels=np.array([0, 1, 2, 1, 0, 2], np.uint8))
+    mine = load_dataset("npz", path)
+    assert (mine.name, mine.classes) == ("mine", ["0", "1", "2"])
+    assert mine.labels.dtype == np.int64
+
+
+def test_imagenet_photographs_are_cropped_to_the_models_size(tmp_path: Path) -> None:
+    photos = tmp_path / "imagenet" / "photos"
+    photograph(photos / "n02.jpg", RED)
+    photograph(photos / "n01.jpg", BLUE, (500, 400))
+    (tmp_path / "imagenet" / "labels.csv").write_text("wnid,label,name\nn02,4,red\nn01,0,blue\n")
+    imagenet = load_dataset("imagenet", tmp_path)
+    assert isinstance(imagenet.images, Photographs)
+    assert [image.shape for image in imagenet.images] == [(224, 224, 3)] * 2
+    assert imagenet.images[0][100, 100, 0] > 200
+    assert imagenet.images[-1][100, 100, 2] > 200
+    assert list(imagenet.labels) == [4, 0]
+    assert (imagenet.classes[4], imagenet.classes[0], len(imagenet.classes)) == ("red", "blue", 1000)
+
+
+def test_a_folder_has_one_class_per_folder(tmp_path: Path) -> None:
+    photograph(tmp_path / "b" / "1.png", RED)
+    photograph(tmp_path / "a" / "2.JPG", BLUE)
+    (tmp_path / "a" / "notes.txt").write_text("not a picture")
+    mine = load_dataset("folder", tmp_path)
+    assert (mine.classes, list(mine.labels), len(mine.images)) == (["a", "b"], [0, 1], 2)
+    assert mine.images[1][0, 0, 0] > 200
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "digits"])
+def test_missing_data_names_the_expected_path(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="absent"):
+        load_dataset(kind, tmp_path / "absent")
+
+
+def test_a_data_set_on_disk_needs_a_path() -> None:
+    with pytest.raises(ConfigError, match="CEMA_DATA"):
+        load_dataset("cifar10", None)
+
+
+def test_an_unknown_kind_and_an_empty_limit_are_refused() -> None:
+    with pytest.raises(ConfigError, match="mnist"):
+        load_dataset("mnist", None)
+    with pytest.raises(ConfigError, match="limit"):
+        load_dataset("digits", None, limit=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"images": np.zeros((6, 3, 32, 32), np.uint8)}, "uint8"),
+        ({"images": np.zeros((6, 32, 32, 3), np.float32)}, "float32"),
+        ({"images": np.zeros((0, 32, 32, 3), np.uint8), "labels": np.zeros(0, np.int64)}, "uint8"),
+        ({"labels": np.arange(5)}, r"int64 \[6\]"),
+        ({"labels": np.arange(6) / 2}, "float64"),
+        ({"labels": np.array([0, 1, 2, 3, -1, 0])}, "-1"),
+        ({"labels": np.array([{}] * 6, object)}, "pickle"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(change: dict[str, NDArray[Any]], word: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=word):
+        load_dataset("npz", write_npz(tmp_path / "bad.npz", **change))
+
+
+def test_a_file_that_is_no_npz_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bad.npz"
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    for content in (b"", b"hello", b"PK\x03\x04 truncated", (tmp_path / "array.npy").read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match="npz"):
+            load_dataset("npz", path)
+
+
+def test_cifar_labels_beyond_ten_classes_are_refused(tmp_path: Path) -> None:
+    write_npz(tmp_path / "cifar10" / "test-5000.npz", labels=np.arange(6) + 5)
+    with pytest.raises(ConfigError, match="0 to 9"):
+        load_dataset("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("table", ["", "wnid,label,name\n", "wnid,label,name\nn01,cat,x\n", "a,b\n1,2\n"])
+def test_an_unusable_label_table_is_refused(table: str, tmp_path: Path) -> None:
+    photograph(tmp_path / "imagenet" / "photos" / "n01.jpg", RED)
+    (tmp_path / "imagenet" / "labels.csv").write_text(table)
+    with pytest.raises(ConfigError, match=r"labels\.csv"):
+        load_dataset("imagenet", tmp_path)
+
+
+def test_a_photograph_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "broken.jpg").write_bytes(b"\xff\xd8 nothing")
+    with pytest.raises(ConfigError, match=r"broken\.jpg"):
+        load_dataset("folder", tmp_path).images[0]
