@@ -1,15 +1,15 @@
 """How fast is the graph of each exporter in ONNX Runtime? Writes results/exporters.json.
 
-    python benchmarks/exporters.py            two models, batch 1 and 8, one thread, medians of interleaved runs
+python benchmarks/exporters.py            two models, batch 1 and 8, one thread, medians of interleaved runs
 """
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import platform
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -30,24 +30,24 @@ RESULT = Path(__file__).parent / "results" / "exporters.json"
 MODELS = ("resnet20", "efficientnet-lite0")
 BATCHES = (1, 8)
 RUNS = 31
-NAMES = {"input_names": ["images"], "output_names": ["logits"]}
 
 
 def dynamo(module: nn.Module, example: torch.Tensor, *, optimize: bool) -> onnx.ModelProto:
     shapes = ({0: torch.export.Dim.DYNAMIC},)
     program = torch.onnx.export(
-        module, (example,), dynamo=True, optimize=optimize, verbose=False, dynamic_shapes=shapes, **NAMES
+        module, (example,), dynamo=True, optimize=optimize, verbose=False, dynamic_shapes=shapes, input_names=["images"]
     )
+    assert program is not None
     return program.model_proto
 
 
 def torchscript(module: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
-    buffer = io.BytesIO()
+    file = Path(tempfile.mkdtemp()) / "model.onnx"
     torch.onnx.export(
-        module, (example,), buffer, dynamo=False, do_constant_folding=False,
-        training=torch.onnx.TrainingMode.PRESERVE, dynamic_axes={"images": {0: "B"}}, **NAMES,
+        module, (example,), file, dynamo=False, do_constant_folding=False,
+        training=torch.onnx.TrainingMode.PRESERVE, dynamic_axes={"images": {0: "B"}}, input_names=["images"],
     )  # fmt: skip
-    return onnx.load_from_string(buffer.getvalue())
+    return onnx.load(file)
 
 
 def ours(module: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
@@ -71,6 +71,7 @@ def session(model: onnx.ModelProto) -> ort.InferenceSession:
 
 def measure(name: str) -> list[dict[str, object]]:
     loaded = load_model(name, pretrained=name != "resnet20")
+    assert loaded.preprocess is not None
     height, width = loaded.preprocess.size
     example = torch.zeros(2, 3, height, width)
     kept, sessions, export_s = {}, {}, {}
@@ -84,7 +85,7 @@ def measure(name: str) -> list[dict[str, object]]:
     rows = []
     for batch in BATCHES:
         images = np.random.default_rng(0).standard_normal((batch, 3, height, width), np.float32)
-        times = {exporter: [] for exporter in sessions}
+        times: dict[str, list[float]] = {exporter: [] for exporter in sessions}
         for _ in range(RUNS):
             for exporter, made in sessions.items():
                 started = time.perf_counter()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,3 +81,12 @@ def tiny_bundle() -> Bundle:
 def make_tiny_bundle() -> Callable[[int], Bundle]:
     """Other tiny bundles, by seed: same shapes, other weights, other fingerprint."""
     return build_tiny_bundle
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder with real photographs and weights (``CEMA_DATA``); the test is skipped without it."""
+    folder = os.environ.get("CEMA_DATA")
+    if not folder:
+        pytest.skip("CEMA_DATA is not set: it names the folder with cifar10/ and imagenet/")
+    return Path(folder)

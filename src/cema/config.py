@@ -34,7 +34,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class SelectionConfig(Section, frozen=True, kw_only=True):
     """Which samples are worth sending (CEMA section 3.1; defaults in edge/selection.py terms, fractions of ln C)."""
 
-    enabled: bool = True
+    enabled: bool = True  # false = every sample is sent
     e_max: Fraction = 0.4  # upper bound at the start, fraction of ln C (EATA, CEMA: 0.4)
     e_min: Fraction = 0.02  # lower bound, fraction of ln C (CEMA: 0.02)
     e_max_lambda: Annotated[float, Meta(gt=0, le=10)] = 1.0  # lambda of Eq. 2 (paper: 1.0)
@@ -61,12 +61,12 @@ class UplinkConfig(Section, frozen=True, kw_only=True):
     max_latency_s: Seconds = 2.0  # a smaller batch is sent after this long
     heartbeat_s: Seconds = 10.0  # with nothing to send, samples_seen is still reported this often
     poll_wait_s: Annotated[float, Meta(ge=0, le=55)] = 30.0  # long poll; proxies cut idle requests at 60 s
-    connect_timeout_s: Annotated[float, Meta(gt=0, le=600)] = 10.0
+    connect_timeout_s: Annotated[float, Meta(gt=0, le=600)] = 10.0  # for address, TCP and TLS
     read_timeout_s: Annotated[float, Meta(gt=0, le=600)] = 30.0  # beyond poll_wait_s, for the answer itself
     backoff_min_s: Annotated[float, Meta(gt=0, le=3600)] = 0.5  # first pause after a failure; doubles with full jitter
-    backoff_max_s: Annotated[float, Meta(gt=0, le=86_400)] = 60.0
+    backoff_max_s: Annotated[float, Meta(gt=0, le=86_400)] = 60.0  # longest pause after failures
     max_bytes_per_day: Annotated[int, Meta(ge=0)] = 0  # uplink budget, 0 = unlimited
-    ca_file: str | None = None  # private certificate authority (PEM)
+    ca_file: str | None = None  # private certificate authority (PEM); relative to this file
     proxy: str | None = None  # http://host:port; default: HTTPS_PROXY of the environment
 
 
@@ -81,11 +81,11 @@ class RuntimeConfig(Section, frozen=True, kw_only=True):
 class DeviceConfig(Section, frozen=True, kw_only=True):
     """``device.toml``: written by ``cema device enrol``, read by ``cema edge run`` and ``EdgeAgent``."""
 
-    url: str
-    group: Name
-    device_id: Name
+    url: str  # https://host[:port][/prefix] of the cloud
+    group: Name  # whose model this device runs
+    device_id: Name  # unique in the cloud
     token: str | None = None  # or token_file, or the environment variable CEMA_TOKEN
-    token_file: str | None = None
+    token_file: str | None = None  # holds the token alone; relative to this file
     public_key: str | None = None  # Ed25519, base64; the cloud's updates and bundles are checked against it
     verify_updates: bool = True  # false accepts unsigned content: only on a trusted link
     state_dir: str = "cema-state"  # relative to this file
@@ -101,14 +101,14 @@ class DeviceConfig(Section, frozen=True, kw_only=True):
 class ServerConfig(Section, frozen=True, kw_only=True):
     """The web process."""
 
-    host: str = "127.0.0.1"
+    host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 = all networks
     port: Annotated[int, Meta(ge=0, le=65_535)] = 8470  # 0 = any free port
     public_url: str | None = None  # what devices dial; default http://host:port
     data_dir: str = "cema-data"  # database, blobs and keys; relative to this file
-    tls_certificate: str | None = None  # PEM; with tls_key the service speaks HTTPS itself
-    tls_key: str | None = None
+    tls_certificate: str | None = None  # PEM, relative to this file; with tls_key the service speaks HTTPS itself
+    tls_key: str | None = None  # PEM; relative to this file
     max_body_bytes: Bytes = 16 * 1024 * 1024  # of an upload; 16 photographs of 1 MB
-    max_batch_samples: Count = 256
+    max_batch_samples: Count = 256  # samples per upload
     max_poll_wait_s: Seconds = 55.0  # below the 60 s at which proxies cut idle requests
     poll_interval_s: Annotated[float, Meta(gt=0, le=10)] = 0.1  # how often one shared task looks for new versions
     drain_s: Seconds = 10.0  # SIGTERM: time for running requests and the running step
@@ -136,17 +136,17 @@ class GroupConfig(Section, frozen=True, kw_only=True):
 
     bundle: str  # file made by ``cema bundle build``; relative to this file
     edge_model: str  # a known name or module:factory
-    foundation_model: str | None = None
-    edge_weights: str | None = None  # safetensors; for models that need a file
-    foundation_weights: str | None = None
-    method: str = "cema-paper"
+    foundation_model: str | None = None  # as edge_model; for methods that learn from a larger one
+    edge_weights: str | None = None  # safetensors, for models that need a file; relative to this file
+    foundation_weights: str | None = None  # safetensors; relative to this file
+    method: str = "cema-paper"  # name of the adaptation method
     options: dict[str, bool | int | float | str] = {}  # overrides of the method's numbers
-    seed: int = 0
-    adaptation: Literal["on", "off"] = "on"
+    seed: int = 0  # of the replay draws
+    adaptation: Literal["on", "off"] = "on"  # off = no steps; devices use the source, upload nothing
 
 
 class ServeConfig(Section, frozen=True, kw_only=True):
-    """``cema.toml``."""
+    """``cema.toml``: read by ``cema serve`` and by the commands for administration."""
 
     groups: dict[Name, GroupConfig] = {}
     server: ServerConfig = ServerConfig()
@@ -159,7 +159,9 @@ S = TypeVar("S", bound=Section)
 
 def load_device(path: str | os.PathLike[str]) -> DeviceConfig:
     """Read ``device.toml``; ``state_dir`` and files are made absolute. Raises ConfigError."""
-    return _anchored(_load(path, DeviceConfig), Path(path), ("state_dir", "token_file"))
+    config, base = _load(path, DeviceConfig), Path(path)
+    uplink = _anchored(config.uplink, base, ("ca_file",))
+    return _anchored(msgspec.structs.replace(config, uplink=uplink), base, ("state_dir", "token_file"))
 
 
 def load_serve(path: str | os.PathLike[str]) -> ServeConfig:
@@ -178,10 +180,10 @@ def device_token(config: DeviceConfig) -> str:
     if os.environ.get("CEMA_TOKEN"):
         return os.environ["CEMA_TOKEN"].strip()
     if config.token_file:
-        try:
-            return Path(config.token_file).read_text().strip()
-        except OSError as error:
-            raise ConfigError(f"expected a token in {config.token_file}: {error.strerror}") from error
+        token = _read(config.token_file, "token").strip()
+        if not token:
+            raise ConfigError(f"expected a token in {config.token_file}, the file is empty")
+        return token
     if config.token:
         return config.token
     raise ConfigError(
@@ -190,11 +192,14 @@ def device_token(config: DeviceConfig) -> str:
 
 
 def _load(path: str | os.PathLike[str], kind: type[S]) -> S:
+    return parse(_read(path, "configuration"), kind, source=str(path))
+
+
+def _read(path: str | os.PathLike[str], content: str) -> str:
     try:
-        text = Path(path).read_text()
+        return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"expected a readable configuration file at {path}: {error}") from error
-    return parse(text, kind, source=str(path))
+        raise ConfigError(f"expected a readable {content} file at {path}: {error}") from error
 
 
 def parse(text: str, kind: type[S], *, source: str = "<text>") -> S:

@@ -50,78 +50,116 @@ class CemaError(Exception):
 
 
 class ConfigError(CemaError):
+    """A file, an option or a data set that cannot be used."""
+
     code, http_status, exit_code = "config_invalid", 500, 2
 
 
 class WireError(CemaError):
+    """Bytes that are not the protocol."""
+
     code, http_status, exit_code = "wire_invalid", 400, 3
 
 
 class MessageError(WireError):
+    """A body or an answer that is not the message expected, or values in it that cannot be."""
+
     code = "message_invalid"
 
 
 class ImageError(WireError):
+    """An array or bytes that are not a picture."""
+
     code = "image_invalid"
 
 
 class SizeLimitError(WireError):
+    """More bytes, pixels or samples than allowed; nothing was allocated."""
+
     code, http_status = "too_large", 413
 
 
 class UpdateError(WireError):
+    """Bytes that are not an update of this protocol."""
+
     code = "update_invalid"
 
 
 class SignatureError(UpdateError):
+    """Content that is not signed by the key this device trusts; it was not parsed."""
+
     code = "signature_invalid"
 
 
 class BaseMismatchError(UpdateError):
+    """Samples or an update of another bundle than the one that runs."""
+
     code, http_status = "base_mismatch", 409
 
 
 class UpdateContentError(UpdateError):
+    """An update whose names, shapes or values do not fit the bundle's norm tensors."""
+
     code = "update_content_invalid"
 
 
 class BundleError(WireError):
+    """A file that is not a complete bundle."""
+
     code = "bundle_invalid"
 
 
 class ExportError(CemaError):
+    """A torch model that cannot become a bundle."""
+
     code, http_status, exit_code = "export_failed", 500, 4
 
 
 class AuthError(CemaError):
+    """No token, or one that is unknown or revoked."""
+
     code, http_status, exit_code = "unauthenticated", 401, 5
 
 
 class ForbiddenError(AuthError):
+    """A valid token, but of another group or device."""
+
     code, http_status = "forbidden", 403
 
 
 class NotFoundError(CemaError):
+    """A group, a version or a bundle that is not there."""
+
     code, http_status, exit_code = "not_found", 404, 6
 
 
 class ConflictError(CemaError):
+    """A request that contradicts what is stored."""
+
     code, http_status, exit_code = "conflict", 409, 6
 
 
 class OverloadedError(CemaError):
+    """The cloud asks to try again later."""
+
     code, http_status, exit_code = "overloaded", 429, 7
 
 
 class StorageError(CemaError):
+    """Disk or database failed."""
+
     code, http_status, exit_code = "storage_failed", 503, 8
 
 
 class TransportError(CemaError):
+    """The cloud could not be reached, or what answered was not the cloud."""
+
     code, http_status, exit_code = "cloud_unreachable", 502, 9
 
 
 class DependencyError(CemaError):
+    """An extra that is not installed."""
+
     code, http_status, exit_code = "dependency_missing", 500, 10
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,24 +23,21 @@ if TYPE_CHECKING:
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 
 
-class Numbers(click.ParamType):
-    """Numbers with commas between: ``224,224`` or ``0.485,0.456,0.406``."""
+def _numbers(count: int, kind: type[int] | type[float]) -> Callable[..., tuple[float, ...] | None]:
+    """Callback of options such as ``--size 224,224``: that many numbers with commas between."""
 
-    name = "numbers"
-
-    def __init__(self, count: int, kind: type[int] | type[float]) -> None:
-        self.count, self.kind = count, kind
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
+    def convert(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+        if value is None:
+            return None
         try:
-            numbers = tuple(self.kind(part) for part in str(value).split(","))
+            numbers = tuple(kind(part) for part in value.split(","))
         except ValueError:
             numbers = ()
-        if len(numbers) != self.count or not np.isfinite(numbers).all():
-            self.fail(f"expected {self.count} numbers with commas between, got {value!r}", param, ctx)
+        if len(numbers) != count or not np.isfinite(numbers).all():
+            raise click.BadParameter(f"expected {count} numbers with commas between, got {value!r}", ctx, param)
         return numbers
+
+    return convert
 
 
 @click.group()
@@ -51,10 +49,10 @@ def bundle() -> None:
 @click.argument("model")
 @click.option("--weights", type=click.Path(path_type=Path), help="Safetensors file; default: the model's own.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle file to write.")
-@click.option("--size", type=Numbers(2, int), metavar="H,W", help="Input size in px.")
+@click.option("--size", callback=_numbers(2, int), metavar="H,W", help="Input size in px.")
 @click.option("--resize-short", type=click.IntRange(0), help="Scale the short side to this first, then crop; 0 = off.")
-@click.option("--mean", type=Numbers(3, float), metavar="R,G,B", help="Of pixel values in 0..1.")
-@click.option("--std", type=Numbers(3, float), metavar="R,G,B", help="Of pixel values in 0..1.")
+@click.option("--mean", callback=_numbers(3, float), metavar="R,G,B", help="Of pixel values in 0..1.")
+@click.option("--std", callback=_numbers(3, float), metavar="R,G,B", help="Of pixel values in 0..1.")
 @click.option("--interpolation", type=click.Choice(INTERPOLATIONS))
 @click.option("--classes", metavar="FILE|N", help="A file with one name a line, or their number.")
 @json_option

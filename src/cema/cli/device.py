@@ -52,7 +52,7 @@ def enrol(config: ServeConfig, group: str, name: str, url: str | None, out: str,
         "device_id": name,
         "token": token,
         "public_key": public_key(signing_key(config)),
-        "state_dir": "cema-state",
+        "state_dir": f"cema-state/{name}",  # two devices on one machine must not share it
     }
     _check_identity(identity)
     with _private_file(out) as file:

@@ -1,7 +1,8 @@
 """From a torch model to a bundle: the one moment at which edge and cloud are made the same.
 
-The graph comes from ``export_graph``; here its norm tensors move to ``norm.bin``, and the result is proven: ONNX Runtime
-must agree with torch on the source parameters and on perturbed ones, so that every patch is known to take effect.
+The graph comes from ``export_graph``; here its norm tensors move to ``norm.bin``, and the result is proven:
+ONNX Runtime must agree with torch on the source parameters and on perturbed ones, so that every patch is known to take
+effect.
 """
 
 from __future__ import annotations
@@ -115,7 +116,8 @@ def _with_external_norm(model: onnx.ModelProto, table: Sequence[NormTensor]) -> 
         proto.data_location = onnx.TensorProto.EXTERNAL
         for key, value in (("location", NORM_FILE), ("offset", entry.offset), ("length", 4 * count)):
             proto.external_data.add(key=key, value=str(value))
-    return model.SerializeToString(deterministic=True)
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
 
 
 def _session(bundle: Bundle, parameters: Mapping[str, Float32Array]) -> ort.InferenceSession:
@@ -148,10 +150,10 @@ def _compare(module: nn.Module, session: ort.InferenceSession, images: Float32Ar
             hint="give as many class names as the model has outputs; forward must return logits [B, K]",
         )
     expected = module(torch.from_numpy(images)).numpy()
-    error, bound = float(np.abs(got - expected).max()), PARITY_TOLERANCE * max(1.0, float(np.abs(expected).max()))
-    if not error <= bound:  # also when it is nan
+    difference, bound = float(np.abs(got - expected).max()), PARITY_TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    if not difference <= bound:  # also when it is nan
         raise ExportError(
-            f"expected ONNX Runtime within {bound:.2g} of torch ({what} norm parameters), got {error:.2g}",
+            f"expected ONNX Runtime within {bound:.2g} of torch ({what} norm parameters), got {difference:.2g}",
             hint="an operation of this model behaves differently in ONNX; does forward depend on the batch?",
-            max_error=error,
+            max_error=difference,
         )

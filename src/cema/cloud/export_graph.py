@@ -1,8 +1,8 @@
 """torch module -> ONNX graph in which every norm tensor is still there, under its torch name, on its own.
 
 The exporter's own optimisation folds batch norm into convolutions and merges equal tensors; without it the graph
-is 3.5 times slower, as pads and clip bounds stay dynamic (benchmarks/results/exporters.json). So the optimiser runs while the norm
-tensors are declared graph inputs: what could be anything can be neither folded nor merged.
+is up to ten times slower, as pads and clip bounds stay dynamic (benchmarks/results/exporters.json). So the optimiser
+runs while the norm tensors are declared graph inputs: what could be anything can be neither folded nor merged.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from cema.bench.corruptions import corrupt
 from cema.bench.datasets import Dataset, load_dataset
 from cema.cloud.parent import exit_with_parent
 from cema.config import device_token, load_device
-from cema.demo.scenario import CLEAN, TICK_IMAGES
+from cema.demo.scenario import CLEAN, TICK_IMAGES, corruption_steps
 from cema.edge.agent import EdgeAgent
 from cema.edge.client import CloudClient
 from cema.edge.session import EdgeSession
@@ -36,14 +36,14 @@ PACE_INTERVAL_S = 0.02
 
 
 class EdgePlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What one edge process is told. phases: (condition, severity, images)."""
+    """What one edge process is told. phases: (condition, images)."""
 
     name: str
     device: str
     bundle: str
     dataset: str
     data: str | None
-    phases: list[tuple[str, int, int]]
+    phases: list[tuple[str, int]]
     batch_size: int
     seed: int
     seconds: float
@@ -70,14 +70,16 @@ def frames(plan: EdgePlan, dataset: Dataset) -> Iterator[tuple[str, list[Uint8Ar
     """Batches of (condition, images, labels): passes over the dataset in ever new order, each draw corrupted afresh."""
     rng = np.random.default_rng(plan.seed)
     order: list[int] = []
-    for condition, severity, count in plan.phases:
+    for condition, count in plan.phases:
         for start in range(0, count, plan.batch_size):
             size = min(plan.batch_size, count - start)
             while len(order) < size:
                 order.extend(int(i) for i in rng.permutation(len(dataset.labels)))
             chosen, order = order[:size], order[size:]
             images_BHWC = np.stack([dataset.images[i] for i in chosen])
-            yield condition, list(corrupt(images_BHWC, condition, severity, rng)), dataset.labels[chosen]
+            for name, severity in corruption_steps(condition):
+                images_BHWC = corrupt(images_BHWC, name, severity, rng)
+            yield condition, list(images_BHWC), dataset.labels[chosen]
 
 
 class Pace:

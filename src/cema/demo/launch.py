@@ -161,7 +161,7 @@ class Demo:
             "seed": self.options.seed,
         }
         lines = ["[server]", "port = 0", "poll_interval_s = 0.02", "", "[worker]"]
-        lines += ["publish_min_interval_s = 0", "idle_interval_s = 0.01"]
+        lines += ["threads = 1", "publish_min_interval_s = 0", "idle_interval_s = 0.01"]
         for name in self.names:
             lines += ["", f"[groups.{name}]"]
             lines += [f"{key} = {json.dumps(value)}" for key, value in group.items() if value is not None]
@@ -193,7 +193,7 @@ class Demo:
             bundle=str(self.folder / "edge.bundle"),
             dataset=scenario.dataset,
             data=str(options.data) if options.data else None,
-            phases=[(p.condition, p.severity, n) for p, n in scenario.phases(index, options.images or scenario.images)],
+            phases=[(p.condition, n) for p, n in scenario.phases(index, options.images or scenario.images)],
             batch_size=scenario.batch_size,
             seed=options.seed * len(self.names) + index,
             seconds=options.seconds,

@@ -74,7 +74,7 @@ def _mark_drift(tally: EdgeTally, images: np.ndarray, all_axes: Sequence[Axes]) 
         if is_drift(condition):
             for axes in all_axes:
                 axes.axvspan(start, start + count, color=_DRIFT, linewidth=0, zorder=0)
-        name = condition.replace("_", "\n")
+        name = condition.replace("_", " ").replace("+", "\n")
         all_axes[0].text(start + count / 2, 102, name, ha="center", va="bottom", fontsize=8, color="#495057")
         start += count
 

@@ -15,13 +15,26 @@ CLEAN = "clean"
 TICK_IMAGES = 64
 
 
+def corruption_steps(condition: str) -> list[tuple[str, int]]:
+    """``snow:5+contrast:3`` -> [("snow", 5), ("contrast", 3)]; ``clean`` -> []."""
+    if condition == CLEAN:
+        return []
+    parts = [step.partition(":") for step in condition.split("+")]
+    return [(name, int(severity)) for name, _, severity in parts]
+
+
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of the stream under one condition. share: of the stream's images."""
+    """A stretch of the stream. condition: ``clean`` or corruptions with severity that follow each other, such as
+    ``snow:5+contrast:3``. share: of the stream's images, in relation to the other phases."""
 
     condition: str
-    severity: int
-    share: float
+    share: float = 1.0
+
+    @property
+    def steps(self) -> list[tuple[str, int]]:
+        """(corruption, severity 1..5) in order."""
+        return corruption_steps(self.condition)
 
 
 @dataclass(frozen=True)
@@ -59,12 +72,11 @@ class Scenario:
         return edge, foundation
 
 
-def _drive(*conditions: str, severity: int) -> tuple[Phase, ...]:
-    """clean, two conditions, clean, the other conditions, clean."""
-    drift = [Phase(name, severity, 1.0) for name in conditions]
+def _drive(*conditions: str) -> tuple[Phase, ...]:
+    """clean, the first half of the conditions, clean, the other half."""
+    drift = [Phase(name) for name in conditions]
     half = len(drift) // 2
-    pause = Phase(CLEAN, 1, 1.0)
-    return (pause, *drift[:half], pause, *drift[half:])
+    return (Phase(CLEAN), *drift[:half], Phase(CLEAN), *drift[half:])
 
 
 SCENARIOS = {
@@ -75,8 +87,8 @@ SCENARIOS = {
         images=6400,
         batch_size=16,
         sequences=(
-            _drive("gaussian_noise", "contrast", "defocus_blur", "impulse_noise", severity=5),
-            _drive("fog", "shot_noise", "pixelate", "contrast", severity=5),
+            _drive("contrast:5", "frost:5+gaussian_noise:5", "fog:5", "contrast:5"),
+            _drive("snow:5+contrast:3", "fog:4+gaussian_noise:4", "brightness:5+gaussian_noise:5", "contrast:5"),
         ),
     ),
     "cifar10": Scenario(
@@ -88,8 +100,8 @@ SCENARIOS = {
         edge_weights="cifar10/resnet20.safetensors",
         foundation_weights="cifar10/resnet56.safetensors",
         sequences=(
-            _drive("gaussian_noise", "contrast", "gaussian_blur", "fog", severity=5),
-            _drive("contrast", "impulse_noise", "defocus_blur", "gaussian_noise", severity=5),
+            _drive("gaussian_noise:5", "contrast:5", "gaussian_blur:5", "fog:5"),
+            _drive("contrast:5", "impulse_noise:5", "defocus_blur:5", "gaussian_noise:5"),
         ),
     ),
     "imagenet": Scenario(
@@ -99,8 +111,8 @@ SCENARIOS = {
         images=2560,
         batch_size=8,
         sequences=(
-            _drive("gaussian_noise", "defocus_blur", severity=3),
-            _drive("fog", "shot_noise", severity=3),
+            _drive("gaussian_noise:3", "defocus_blur:3"),
+            _drive("fog:3", "shot_noise:3"),
         ),
     ),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import zipfile
 from collections.abc import Sequence
@@ -20,7 +21,9 @@ import numpy as np
 
 from cema.errors import BundleError, SizeLimitError
 from cema.types import NormParameters
+from cema.wire.image import MAX_PIXELS
 from cema.wire.messages import PROTOCOL_VERSION, BundleManifest, NormTensor, Preprocess
+from cema.wire.preprocess import INTERPOLATIONS
 
 MAX_BUNDLE_BYTES = 1024 * 1024 * 1024
 MODEL_FILE, NORM_FILE, MANIFEST_FILE = "model.onnx", "norm.bin", "manifest.json"
@@ -111,17 +114,26 @@ def _check(bundle: Bundle) -> None:
     actual = fingerprint(bundle.model, bundle.norm, manifest.preprocess, manifest.classes, manifest.norm)
     if actual != manifest.fingerprint:
         raise BundleError(f"expected content with fingerprint {manifest.fingerprint[:12]}, got {actual[:12]}")
-    if not manifest.norm:
-        raise BundleError("expected at least one patchable norm tensor, got none")
+    if not manifest.norm or len({tensor.name for tensor in manifest.norm}) != len(manifest.norm):
+        raise BundleError("expected at least one patchable norm tensor, each with a name of its own")
     for tensor in manifest.norm:
         _tensor(bundle.norm, tensor)
-    recipe = manifest.preprocess
-    if len(recipe.mean) != 3 or len(recipe.std) != 3 or min(recipe.std) <= 0 or min(recipe.size) < 1:
-        raise BundleError("expected three means, three positive stds and a positive size in the preprocessing")
+    _check_recipe(manifest.preprocess)
+
+
+def _check_recipe(recipe: Preprocess) -> None:
+    if len(recipe.mean) != 3 or len(recipe.std) != 3 or min(recipe.std) <= 0:
+        raise BundleError("expected three means and three positive stds in the preprocessing")
+    if min(recipe.size) < 1 or math.prod(recipe.size) > MAX_PIXELS or not 0 <= recipe.resize_short <= MAX_PIXELS:
+        raise BundleError(
+            f"expected an input of 1 to {MAX_PIXELS} pixels, got {recipe.size}, resize_short {recipe.resize_short}"
+        )
+    if recipe.interpolation not in INTERPOLATIONS:
+        raise BundleError(f"expected interpolation {' or '.join(INTERPOLATIONS)}, got {recipe.interpolation!r}")
 
 
 def _tensor(norm: bytes, tensor: NormTensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    count = int(np.prod(tensor.shape, dtype=np.int64))
-    if tensor.offset < 0 or count < 1 or tensor.offset + count * _ITEM_BYTES > len(norm):
+    count = math.prod(tensor.shape)
+    if tensor.offset < 0 or min(tensor.shape, default=1) < 1 or tensor.offset + count * _ITEM_BYTES > len(norm):
         raise BundleError(f"expected {tensor.name} inside {NORM_FILE} ({len(norm)} bytes), got offset {tensor.offset}")
     return np.frombuffer(norm, "<f4", count, tensor.offset).reshape(tensor.shape)

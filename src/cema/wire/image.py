@@ -85,11 +85,13 @@ def _opened(data: bytes, codec: str | None, max_pixels: int) -> Iterator[Image.I
     formats: list[str] = list(_PIL_FORMAT.values()) if codec is None else [_PIL_FORMAT[codec]]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # what matters becomes an error; the rest is noise about metadata
             with Image.open(io.BytesIO(data), formats=formats) as picture:
                 _check_picture(picture, max_pixels)
                 yield picture
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise SizeLimitError(f"expected at most {max_pixels} pixels: {error}") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise ImageError(
             f"expected a complete {codec or 'jpeg, webp or png'} image, got {len(data)} bytes: {error}",
             hint="check that the file is complete and that its content matches its type",

@@ -16,6 +16,8 @@ _RESAMPLE = {
     "bicubic": Image.Resampling.BICUBIC,
     "nearest": Image.Resampling.NEAREST,
 }
+INTERPOLATIONS = tuple(_RESAMPLE)
+"""What a recipe may ask for; checked where a bundle is read."""
 
 
 def fit(image_HWC: Uint8Array, recipe: Preprocess) -> Uint8Array:

@@ -1,4 +1,4 @@
-"""The networks of both sides of the cloud: ``load_model(name)`` finds the architecture, its weights and its preprocessing."""
+"""Edge and foundation networks: ``load_model(name)`` finds architecture, weights and preprocessing."""
 
 from cema.cloud.models.registry import LoadedModel, known_models, load_model
 

@@ -7,7 +7,6 @@ State dict names: ``conv1, bn1, layer{1,2,3}.{i}.{conv1,bn1,conv2,bn2}, linear``
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 STAGE_CHANNELS = (16, 32, 64)
@@ -26,12 +25,12 @@ class CifarBlock(nn.Module):
         self.padding = (channels - in_channels) // 2
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        residual = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x_BCHW)))))
+        residual = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x_BCHW)))))
         if self.stride != 1:
             x_BCHW = x_BCHW[:, :, :: self.stride, :: self.stride]
         if self.padding:
-            x_BCHW = F.pad(x_BCHW, (0, 0, 0, 0, self.padding, self.padding))
-        return F.relu(residual + x_BCHW)
+            x_BCHW = nn.functional.pad(x_BCHW, (0, 0, 0, 0, self.padding, self.padding))
+        return torch.relu(residual + x_BCHW)
 
 
 class CifarResNet(nn.Module):
@@ -49,7 +48,7 @@ class CifarResNet(nn.Module):
         self.linear = nn.Linear(c3, num_classes)
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.bn1(self.conv1(images_BCHW)))
+        x = torch.relu(self.bn1(self.conv1(images_BCHW)))
         x = self.layer3(self.layer2(self.layer1(x)))
         logits_BK: torch.Tensor = self.linear(x.mean((2, 3)))
         return logits_BK

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
@@ -78,10 +77,10 @@ class DigitsEdge(nn.Module):
         self.fc = nn.Linear(c4, num_classes)
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.bn1(self.conv1(images_BCHW)))
-        x = F.relu(self.bn2(self.conv2(x)))
-        x = F.relu(self.bn3(self.conv3(x)))
-        x = F.relu(self.bn4(self.conv4(x)))
+        x = torch.relu(self.bn1(self.conv1(images_BCHW)))
+        x = torch.relu(self.bn2(self.conv2(x)))
+        x = torch.relu(self.bn3(self.conv3(x)))
+        x = torch.relu(self.bn4(self.conv4(x)))
         logits_BK: torch.Tensor = self.fc(x.mean((2, 3)))
         return logits_BK
 
@@ -97,8 +96,8 @@ class DigitsBlock(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, channels, 1, stride, bias=False)
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        residual = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x_BCHW)))))
-        return F.relu(residual + self.shortcut(x_BCHW))
+        residual = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x_BCHW)))))
+        return torch.relu(residual + self.shortcut(x_BCHW))
 
 
 class DigitsFoundation(nn.Module):
@@ -114,7 +113,7 @@ class DigitsFoundation(nn.Module):
         self.fc = nn.Linear(c3, num_classes)
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.bn1(self.conv1(images_BCHW)))
+        x = torch.relu(self.bn1(self.conv1(images_BCHW)))
         x = self.layer3(self.layer2(self.layer1(x)))
         logits_BK: torch.Tensor = self.fc(x.mean((2, 3)))
         return logits_BK

@@ -32,9 +32,7 @@ WEIGHTS_SHA256 = {
 def efficientnet_lite(variant: int, num_classes: int = 1000) -> nn.Module:
     """Untrained EfficientNet-Lite: float32 [B, 3, 224, 224] -> ``logits_BK``. Raises DependencyError."""
     package = _import("efficientnet_lite_pytorch")
-    module = package.EfficientNet.from_name(
-        f"efficientnet-lite{variant}", image_size=INPUT_PX, num_classes=num_classes
-    )
+    module = package.EfficientNet.from_name(f"efficientnet-lite{variant}", image_size=INPUT_PX, num_classes=num_classes)
     assert isinstance(module, nn.Module)
     return module
 

@@ -97,9 +97,7 @@ def load_model(name: str, weights: str | Path | None = None, *, pretrained: bool
         return LoadedModel(module.eval(), None, None, name)
     spec = _KNOWN.get(name)
     if spec is None:
-        raise ConfigError(
-            f"expected a known model or module:factory, got {name!r}", hint=f"known: {', '.join(_KNOWN)}"
-        )
+        raise ConfigError(f"expected a known model or module:factory, got {name!r}", hint=f"known: {', '.join(_KNOWN)}")
     state = _state(name, spec, weights) if pretrained else None
     module = spec.build(_num_classes(spec, state))
     if state is not None:

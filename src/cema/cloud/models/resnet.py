@@ -9,7 +9,6 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 STEM_CHANNELS = 64
@@ -33,8 +32,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         shortcut = x_BCHW if self.downsample is None else self.downsample(x_BCHW)
-        x = F.relu(self.bn1(self.conv1(x_BCHW)))
-        return F.relu(self.bn2(self.conv2(x)) + shortcut)
+        x = torch.relu(self.bn1(self.conv1(x_BCHW)))
+        return torch.relu(self.bn2(self.conv2(x)) + shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -54,9 +53,9 @@ class Bottleneck(nn.Module):
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         shortcut = x_BCHW if self.downsample is None else self.downsample(x_BCHW)
-        x = F.relu(self.bn1(self.conv1(x_BCHW)))
-        x = F.relu(self.bn2(self.conv2(x)))
-        return F.relu(self.bn3(self.conv3(x)) + shortcut)
+        x = torch.relu(self.bn1(self.conv1(x_BCHW)))
+        x = torch.relu(self.bn2(self.conv2(x)))
+        return torch.relu(self.bn3(self.conv3(x)) + shortcut)
 
 
 class ResNet(nn.Module):
@@ -78,7 +77,7 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(c4 * block.expansion, num_classes)
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        x = self.maxpool(F.relu(self.bn1(self.conv1(images_BCHW))))
+        x = self.maxpool(torch.relu(self.bn1(self.conv1(images_BCHW))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         logits_BK: torch.Tensor = self.fc(x.mean((2, 3)))
         return logits_BK
