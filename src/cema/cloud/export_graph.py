@@ -1,7 +1,7 @@
 """torch module -> ONNX graph in which every norm tensor is still there, under its torch name, on its own.
 
 The exporter's own optimisation folds batch norm into convolutions and merges equal tensors; without it the graph
-is up to ten times slower, as pads and clip bounds stay dynamic (benchmarks/results/exporters.json). So the optimiser
+is 1.7 to 3.6 times slower, as pads and clip bounds stay dynamic (benchmarks/results/exporters.json). So the optimiser
 runs while the norm tensors are declared graph inputs: what could be anything can be neither folded nor merged.
 """
 
