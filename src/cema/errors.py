@@ -17,7 +17,8 @@ CemaError
 ├── OverloadedError        try later
 ├── StorageError           disk or database
 ├── TransportError         the cloud could not be reached
-└── DependencyError        an extra that is not installed
+├── DependencyError        an extra that is not installed
+└── DemoError              a process of the demo failed
 """
 
 from __future__ import annotations
@@ -161,6 +162,12 @@ class DependencyError(CemaError):
     """An extra that is not installed."""
 
     code, http_status, exit_code = "dependency_missing", 500, 10
+
+
+class DemoError(CemaError):
+    """A process of the demo ended or did not start."""
+
+    code, http_status, exit_code = "demo_failed", 500, 11
 
 
 def all_errors(root: type[CemaError] = CemaError) -> list[type[CemaError]]:

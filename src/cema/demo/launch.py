@@ -24,7 +24,7 @@ import msgspec
 from cema.cloud.parent import PARENT_FD_VARIABLE
 from cema.demo.edge_process import EdgeEvent, EdgePlan
 from cema.demo.scenario import Scenario
-from cema.errors import CemaError
+from cema.errors import DemoError
 
 START_LIMIT_S = 90.0
 """For the cloud to come up: importing torch on a slow disk takes most of it."""
@@ -46,10 +46,6 @@ batch_samples = 64
 threads = 1
 """
 """The demo is a time lapse: what takes minutes on a real link happens in seconds. Warm-up as in the benchmark."""
-
-
-class DemoError(CemaError):
-    code = "demo_failed"
 
 
 @dataclass(frozen=True)
@@ -161,7 +157,7 @@ class Demo:
             "seed": self.options.seed,
         }
         lines = ["[server]", "port = 0", "poll_interval_s = 0.02", "", "[worker]"]
-        lines += ["threads = 1", "publish_min_interval_s = 0", "idle_interval_s = 0.01"]
+        lines += [f"threads = {scenario.worker_threads}", "publish_min_interval_s = 0", "idle_interval_s = 0.01"]
         for name in self.names:
             lines += ["", f"[groups.{name}]"]
             lines += [f"{key} = {json.dumps(value)}" for key, value in group.items() if value is not None]

@@ -13,6 +13,8 @@ from cema.errors import ConfigError
 
 CLEAN = "clean"
 TICK_IMAGES = 64
+CLEAN_SHARE = 1.5
+"""Length of a clean stretch in stretches of drift: long enough to see the way back as well as what follows it."""
 
 
 def corruption_steps(condition: str) -> list[tuple[str, int]]:
@@ -42,7 +44,8 @@ class Scenario:
     """One dataset's demo.
 
     edge_weights, foundation_weights: below the data folder, None when the model brings its own. images: per edge, by
-    default. batch_size: frames per call of predict. sequences: one per edge, in turn.
+    default. batch_size: frames per call of predict. sequences: one per edge, in turn. worker_threads: of torch, 0 = all
+    cores; small networks are faster with one.
     """
 
     dataset: str
@@ -53,6 +56,7 @@ class Scenario:
     sequences: tuple[tuple[Phase, ...], ...]
     edge_weights: str | None = None
     foundation_weights: str | None = None
+    worker_threads: int = 0
 
     def phases(self, edge: int, images: int) -> list[tuple[Phase, int]]:
         """The phases of one edge with their number of images, whole ticks each."""
@@ -76,7 +80,8 @@ def _drive(*conditions: str) -> tuple[Phase, ...]:
     """clean, the first half of the conditions, clean, the other half."""
     drift = [Phase(name) for name in conditions]
     half = len(drift) // 2
-    return (Phase(CLEAN), *drift[:half], Phase(CLEAN), *drift[half:])
+    pause = Phase(CLEAN, CLEAN_SHARE)
+    return (pause, *drift[:half], pause, *drift[half:])
 
 
 SCENARIOS = {
@@ -86,9 +91,10 @@ SCENARIOS = {
         "digits-foundation",
         images=6400,
         batch_size=16,
+        worker_threads=1,
         sequences=(
-            _drive("contrast:5", "frost:5+gaussian_noise:5", "fog:5", "contrast:5"),
-            _drive("snow:5+contrast:3", "fog:4+gaussian_noise:4", "brightness:5+gaussian_noise:5", "contrast:5"),
+            _drive("frost:5+gaussian_noise:5", "contrast:5", "fog:4+gaussian_noise:4", "snow:5+contrast:3"),
+            _drive("snow:5+contrast:3", "fog:4+gaussian_noise:4", "contrast:5", "brightness:5+gaussian_noise:5"),
         ),
     ),
     "cifar10": Scenario(
