@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 import statistics
 import tempfile
 import time
@@ -20,6 +19,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import torch
+from provenance import provenance
 from torch import nn
 
 from cema.cloud.export_graph import to_graph
@@ -106,12 +106,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     rows = [row for name in MODELS for row in measure(name)]
-    provenance = {
-        "command": "python benchmarks/exporters.py", "torch": torch.__version__, "onnxruntime": ort.__version__,
-        "machine": platform.machine(), "threads": 1, "runs": RUNS,
-    }  # fmt: skip
+    origin = provenance(("torch", "onnxruntime"), threads=1, runs=RUNS)
     RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps({"rows": rows, "provenance": provenance}, indent=1) + "\n")
+    RESULT.write_text(json.dumps({"rows": rows, "provenance": origin}, indent=1) + "\n")
     for row in rows:
         print(row)
 

@@ -90,10 +90,10 @@ def train(module: nn.Module, images: torch.Tensor, labels: torch.Tensor, epochs:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LR, total_steps=epochs * (len(images) // BATCH))
     module.train()
     for _ in range(epochs):
-        for rows in torch.randperm(len(images), generator=generator).split(BATCH):
+        for rows in torch.randperm(len(images), generator=generator).split(BATCH):  # type: ignore[no-untyped-call]
             loss = functional.cross_entropy(module(normalised(augment(images[rows], generator))), labels[rows])
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
     module.eval()

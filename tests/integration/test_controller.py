@@ -150,6 +150,14 @@ def test_schedule_runs_full_steps_on_32_then_replay_only_from_256(cloud: Cloud) 
     assert recorder.calls[8:] == [("replay", 0, 128), ("step", 32, 96), ("step", 32, 96)]
 
 
+def test_uploads_that_arrive_during_a_tick_wait_for_the_next_so_that_other_groups_get_their_turn(cloud: Cloud) -> None:
+    controller, recorder = cloud.controller()
+    recorder.after_step = lambda: cloud.show(images=64, uploads=32)
+    cloud.show(images=64, uploads=64)
+    assert cloud.tick(controller) == 2
+    assert cloud.store.group(GROUP).pending == 64
+
+
 def test_tick_without_enough_samples_is_counted_and_changes_no_version(cloud: Cloud) -> None:
     controller, recorder = cloud.controller()
     cloud.show(images=64, uploads=31)

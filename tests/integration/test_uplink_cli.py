@@ -37,7 +37,7 @@ def pictures(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
     folder.mkdir()
     rng = np.random.default_rng(0)
-    for name in "abd":
+    for name in ("a", "b", "d"):
         (folder / f"{name}.png").write_bytes(encode_image(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), "png"))
     (folder / "c.png").write_bytes(b"torn")
     return folder

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -36,26 +37,39 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        extra, _ = COMMANDS[cmd_name]
         try:
             command = getattr(import_module(f"cema.cli.{cmd_name}"), cmd_name)
         except ModuleNotFoundError as error:
-            if extra is None or (error.name or "").startswith("cema"):
-                raise
-            missing = DependencyError(
-                f"'cema {cmd_name}' needs {error.name}, which is not installed", hint=f"pip install 'cema[{extra}]'"
-            )
-            return _unavailable(cmd_name, missing)
+            return _unavailable(cmd_name, _missing(cmd_name, error))
         assert isinstance(command, click.Command)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:  # a command may itself import on use: 'bundle inspect' needs no torch
+            raise _missing(ctx.invoked_subcommand or "", error) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
+def _missing(command: str, error: ModuleNotFoundError) -> DependencyError:
+    """What to install for ``command``. Raises ``error`` itself if no extra would help: then it is a defect of ours."""
+    extra, _ = COMMANDS.get(command, (None, ""))
+    if extra is None or (error.name or "").startswith("cema"):
+        raise error
+    return DependencyError(
+        f"'cema {command}' needs {error.name}, which is not installed", hint=f"pip install 'cema[{extra}]'"
+    )
+
+
 def _unavailable(name: str, error: DependencyError) -> click.Command:
-    @click.command(name, help=error.hint, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+    # whatever is asked, --help too, the answer is the error: a help page that exits with 0 would hide it from scripts
+    @click.command(
+        name, add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
+    )
     def command() -> None:
         raise error
 

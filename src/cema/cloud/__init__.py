@@ -1,1 +1,1 @@
-"""The cloud: a web process that takes samples and hands out updates, and workers that adapt. They share only the store."""
+"""The cloud: a web process that takes samples and hands out updates, workers that adapt; they share only the store."""

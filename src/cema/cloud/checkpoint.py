@@ -20,13 +20,13 @@ _RNG_NAME = "rng"
 def encode_checkpoint(state: State, rng: np.random.Generator) -> bytes:
     """Bytes of a checkpoint; PCG64's state is 128-bit integers, kept as JSON text in a uint8 tensor."""
     text = json.dumps(rng.bit_generator.state, sort_keys=True).encode()
-    return save({**state, _RNG_NAME: np.frombuffer(text, np.uint8)})  # type: ignore[dict-item]  # mixed dtypes
+    return save({**state, _RNG_NAME: np.frombuffer(text, np.uint8)})
 
 
 def decode_checkpoint(data: bytes) -> tuple[State, np.random.Generator]:
     """Raises StorageError if the bytes are not a checkpoint."""
     try:
-        entries = dict(deserialize(data))
+        entries = dict(deserialize(data))  # type: ignore[no-untyped-call]
         rng = np.random.default_rng()
         rng.bit_generator.state = json.loads(bytes(entries.pop(_RNG_NAME)["data"]))
         state = {

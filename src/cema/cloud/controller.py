@@ -75,11 +75,9 @@ class Controller:
         self.row = row
         schedule = self.adapter.schedule
         steps = 0
-        while (
-            not stop()
-            and len(uploads := self.store.pending(self.group, schedule.step_uploads)) >= schedule.step_uploads
-        ):
-            self._full_step(uploads)
+        # What arrives during this tick waits for the next: a busy group must not keep the worker from the others.
+        while not stop() and steps < row.pending // schedule.step_uploads:
+            self._full_step(self.store.pending(self.group, schedule.step_uploads))
             steps += 1
         tick_due = row.samples_seen // schedule.tick_images > row.ticks_done
         if tick_due and not steps and len(self.replay) >= schedule.replay_min:

@@ -96,7 +96,7 @@ class Supervisor:
         with self._lock:
             if self._stopping.is_set():
                 return None
-            self._children[index] = child = subprocess.Popen(  # noqa: S603  no shell, and the command is ours
+            self._children[index] = child = subprocess.Popen(
                 self._commands[index],
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr.fileno(),  # standard output belongs to the one line of 'cema serve'

@@ -16,18 +16,21 @@ from collections.abc import Callable
 import click
 import numpy as np
 import torch
+from torch import nn
 
 from cema.cloud.adapt import create_adapter
 from cema.cloud.adapt.base import Adapter, Schedule
 from cema.cloud.controller import Controller, Publishing
+from cema.cloud.export import check_parity
 from cema.cloud.keys import signing_key
+from cema.cloud.memory import keep_freed_memory
 from cema.cloud.models import load_model
 from cema.cloud.norms import read_parameters
 from cema.cloud.parent import exit_with_parent
 from cema.cloud.store import open_store
 from cema.cloud.store.base import BlobStore, GroupRow, Store
 from cema.config import GroupConfig, ServeConfig, load_serve
-from cema.errors import CemaError, ConfigError, ConflictError
+from cema.errors import CemaError, ConfigError, ConflictError, ExportError
 from cema.telemetry import configure_logging
 from cema.wire.bundle import Bundle, decode_bundle
 
@@ -149,14 +152,25 @@ class _Keepalive:
 
 def _adapter(group: GroupConfig, bundle: Bundle) -> Adapter:
     edge = load_model(group.edge_model, group.edge_weights).module
-    source, built = read_parameters(edge), bundle.source_parameters()
-    if source.keys() != built.keys() or any(not np.array_equal(source[name], built[name]) for name in built):
-        raise ConfigError(
-            f"the bundle {group.bundle} was not built from edge_model {group.edge_model!r} with these weights",
-            hint="build the bundle again with 'cema bundle build'",
-        )
+    _check_same(edge, bundle, group)
     foundation = load_model(group.foundation_model, group.foundation_weights).module if group.foundation_model else None
     return create_adapter(group.method, edge, foundation, group.options)
+
+
+def _check_same(edge: nn.Module, bundle: Bundle, group: GroupConfig) -> None:
+    """The torch model that is adapted must be the one that the devices run: same norm tensors, same answers."""
+    source, built = read_parameters(edge), bundle.source_parameters()
+    same = source.keys() == built.keys() and all(np.array_equal(source[name], built[name]) for name in built)
+    try:
+        if same:
+            check_parity(edge, bundle)
+            return
+    except ExportError as error:
+        log.warning("%s", error)
+    raise ConfigError(
+        f"the bundle {group.bundle} was not built from edge_model {group.edge_model!r} with these weights",
+        hint="build the bundle again with 'cema bundle build'",
+    )
 
 
 @click.command()
@@ -166,6 +180,7 @@ def main(config_file: str, index: int) -> None:
     """Run one adaptation worker until SIGTERM; started by ``cema serve``."""
     configure_logging()
     exit_with_parent()
+    keep_freed_memory()
     config = load_serve(config_file)
     threads = config.worker.threads or max(1, (os.cpu_count() or 1) // max(config.worker.processes, 1))
     torch.set_num_threads(threads)

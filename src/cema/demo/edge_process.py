@@ -30,7 +30,7 @@ from cema.types import Uint8Array
 from cema.wire.bundle import Bundle, load_bundle
 from cema.wire.preprocess import preprocess
 
-PACE_LIMIT_S = 20.0
+PACE_LIMIT_S = 120.0
 """Longest wait for the cloud at one tick: a stalled cloud slows the demo down but does not stop it."""
 PACE_INTERVAL_S = 0.02
 

@@ -114,7 +114,7 @@ SCENARIOS = {
         "imagenet",
         "efficientnet-lite0",
         "efficientnet-lite2",
-        images=2560,
+        images=1280,
         batch_size=8,
         sequences=(
             _drive("gaussian_noise:3", "defocus_blur:3"),

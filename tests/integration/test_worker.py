@@ -1,0 +1,152 @@
+"""A worker on a real store: serves what is due, survives a broken group, keeps house."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cema.cloud.export import build_bundle
+from cema.cloud.keys import signing_key
+from cema.cloud.models import load_model
+from cema.cloud.registry import register_groups
+from cema.cloud.store import open_store
+from cema.cloud.store.base import BlobStore, Store
+from cema.cloud.worker import HOUSEKEEPING_INTERVAL_S, Worker
+from cema.config import GroupConfig, ServeConfig, ServerConfig, WorkerConfig
+from cema.wire import signing
+from cema.wire.bundle import encode_bundle, load_bundle
+from cema.wire.image import encode_image
+from cema.wire.messages import Preprocess, Sample, SampleBatch
+from cema.wire.update import open_update
+
+MODELS = """
+import torch
+from torch import nn
+
+def net(seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(4, 3))
+
+def edge():
+    return net(1)
+
+def other_edge():
+    return net(2)
+
+def foundation():
+    return net(3)
+"""
+
+
+class Cloud:
+    def __init__(self, folder: Path, edge_models: dict[str, str]) -> None:
+        self.now_ms, self.sent = 1_000_000, 0
+        model = load_model("worker_models:edge")
+        self.bundle = build_bundle(
+            model.module, name=model.name, preprocess=Preprocess(size=(8, 8)), classes=["a", "b", "c"]
+        )
+        (folder / "edge.bundle").write_bytes(encode_bundle(self.bundle))
+        groups = {
+            name: GroupConfig(
+                bundle=str(folder / "edge.bundle"), edge_model=edge, foundation_model="worker_models:foundation"
+            )
+            for name, edge in edge_models.items()
+        }
+        self.config = ServeConfig(
+            groups=groups, server=ServerConfig(data_dir=str(folder / "data")),
+            worker=WorkerConfig(publish_min_interval_s=0),
+        )  # fmt: skip
+        self.store: Store
+        self.blobs: BlobStore
+        self.store, self.blobs = open_store(self.config)
+        register_groups(self.config, self.store, self.blobs, self.now_ms)
+
+    def worker(self, name: str = "w") -> Worker:
+        return Worker(self.config, self.store, self.blobs, name=name, clock_ms=lambda: self.now_ms)
+
+    def upload(self, group: str, count: int) -> None:
+        rng = np.random.default_rng(self.sent)
+        samples = [
+            Sample(
+                sample_id=(self.sent + i).to_bytes(16, "big"), seq=i, codec="png", label=0, probability=0.5,
+                image=encode_image(rng.integers(0, 256, (8, 8, 3), np.uint8), "png"), entropy=0.5, update_version=0,
+                captured_at_ms=0,
+            )
+            for i in range(count)
+        ]  # fmt: skip
+        self.sent += count
+        batch = SampleBatch(
+            device_id=group, boot_id=self.sent.to_bytes(16, "big"), samples_seen=64, samples=samples,
+            fingerprint=self.bundle.manifest.fingerprint,
+        )  # fmt: skip
+        self.store.add_samples(group, batch, self.now_ms)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "worker_models.py").write_text(MODELS)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_worker_turns_uploads_into_a_signed_version(folder: Path) -> None:
+    cloud = Cloud(folder, {"g": "worker_models:edge"})
+    worker = cloud.worker()
+    assert not worker.once()
+    cloud.upload("g", 32)
+    assert worker.once()
+    row = cloud.store.update("g", 1)
+    update = open_update(
+        cloud.blobs.get(row.blob), load_bundle(folder / "edge.bundle").manifest, signature=row.signature,
+        key=signing.public_key(signing_key(cloud.config)),
+    )  # fmt: skip
+    source = cloud.bundle.source_parameters()
+    assert any(not np.array_equal(update.parameters[name], source[name]) for name in source)
+    assert not worker.once()
+
+
+def test_a_broken_group_does_not_keep_the_worker_from_the_others(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cloud = Cloud(folder, {"broken": "worker_models:other_edge", "good": "worker_models:edge"})
+    worker = cloud.worker()
+    for group in ("broken", "good"):
+        cloud.upload(group, 32)
+    with caplog.at_level(logging.ERROR):
+        assert worker.once()
+        assert worker.once()
+        assert not worker.once()  # the broken one rests before it is tried again
+    assert cloud.store.group("good").latest_version == 1
+    assert cloud.store.group("broken").latest_version == 0
+    assert cloud.store.group("broken").pending == 32
+    assert "was not built from edge_model" in caplog.text
+
+
+def test_another_worker_goes_on_where_the_first_one_stopped(folder: Path) -> None:
+    cloud = Cloud(folder, {"g": "worker_models:edge"})
+    first, second = cloud.worker("one"), cloud.worker("two")
+    for worker in (first, second, first):  # the first has an old state in memory by then
+        cloud.upload("g", 32)
+        assert worker.once()
+    assert cloud.store.group("g").latest_version == 3
+    assert len(cloud.store.replay("g")) == 96
+
+
+def test_housekeeping_deletes_checkpoints_that_are_no_longer_needed(folder: Path) -> None:
+    cloud = Cloud(folder, {"g": "worker_models:edge"})
+    worker = cloud.worker()
+    for _ in range(3):
+        cloud.upload("g", 32)
+        worker.once()
+    blobs = folder / "data" / "blobs"
+    before = sum(path.is_file() for path in blobs.rglob("*"))
+    cloud.now_ms += round(HOUSEKEEPING_INTERVAL_S * 1000)
+    worker.once()
+    assert sum(path.is_file() for path in blobs.rglob("*")) == before - 2
+    assert cloud.worker("fresh").once() is False
+    cloud.upload("g", 32)
+    assert cloud.worker("fresh").once()  # its checkpoint is still there
