@@ -27,7 +27,7 @@ def test_codes_are_unique_and_stable_identifiers() -> None:
 def test_every_error_has_its_own_code_a_status_and_an_exit_code(kind: type[CemaError]) -> None:
     assert "code" in vars(kind)
     assert 400 <= kind.http_status < 600
-    assert 1 <= kind.exit_code <= 10
+    assert 1 <= kind.exit_code < 20  # 20: the demo ran but adaptation did not help
 
 
 def test_parents_are_listed_before_their_children() -> None:
