@@ -13,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from cema.cloud.memory import keep_freed_memory
 from cema.wire.bundle import Bundle, encode_bundle, fingerprint
 from cema.wire.messages import BundleManifest, NormTensor, Preprocess
 
@@ -135,6 +137,13 @@ class Service:
         done = subprocess.run([*CEMA, *arguments], cwd=self.folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_of_torch() -> None:
+    """Small networks are faster with one, and the processes that tests start need the other cores."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
 
 
 @pytest.fixture(scope="session")
