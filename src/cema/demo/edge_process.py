@@ -32,7 +32,7 @@ from cema.wire.preprocess import preprocess
 
 PACE_LIMIT_S = 120.0
 """Longest wait for the cloud at one tick: a stalled cloud slows the demo down but does not stop it."""
-PACE_INTERVAL_S = 0.02
+PACE_INTERVAL_S = 0.05
 
 
 class EdgePlan(msgspec.Struct, frozen=True, kw_only=True):

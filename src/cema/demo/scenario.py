@@ -76,9 +76,9 @@ class Scenario:
         return edge, foundation
 
 
-def _drive(*conditions: str) -> tuple[Phase, ...]:
-    """clean, the first half of the conditions, clean, the other half."""
-    drift = [Phase(name) for name in conditions]
+def _drive(*conditions: str, share: float = 1.0) -> tuple[Phase, ...]:
+    """clean, the first half of the conditions, clean, the other half; ``share``: of each condition."""
+    drift = [Phase(name, share) for name in conditions]
     half = len(drift) // 2
     pause = Phase(CLEAN, CLEAN_SHARE)
     return (pause, *drift[:half], pause, *drift[half:])
@@ -117,8 +117,8 @@ SCENARIOS = {
         images=1280,
         batch_size=8,
         sequences=(
-            _drive("gaussian_noise:3", "defocus_blur:3"),
-            _drive("fog:3", "shot_noise:3"),
+            _drive("gaussian_noise:3", "defocus_blur:3", share=3.0),
+            _drive("fog:3", "shot_noise:3", share=3.0),
         ),
     ),
 }
