@@ -20,7 +20,7 @@ def provenance(packages: Sequence[str], **facts: object) -> dict[str, object]:
     return {
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--", "src", "benchmarks/*.py", "pyproject.toml")),
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_portable, sys.argv[1:])]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in packages},
@@ -30,6 +30,11 @@ def provenance(packages: Sequence[str], **facts: object) -> dict[str, object]:
         "load_1min": round(os.getloadavg()[0], 2),
         **facts,
     }
+
+
+def _portable(argument: str) -> str:
+    """Folders of the machine that measured mean nothing elsewhere."""
+    return "DIR" if Path(argument).is_absolute() else argument
 
 
 def _git(*arguments: str) -> str | None:
