@@ -117,10 +117,17 @@ def comments(kind: type[Section]) -> dict[str, str]:
     (definition,) = ast.parse(source).body
     assert isinstance(definition, ast.ClassDef)
     return {
-        node.target.id: _markdown(at_line[node.end_lineno])
+        node.target.id: _markdown(" ".join(found))
         for node in definition.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.end_lineno in at_line
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and (found := [at_line[line] for line in _lines(node) if line in at_line])
     }
+
+
+def _lines(node: ast.AnnAssign) -> range:
+    """All lines of a field: a formatter may wrap it and leave the comment on any of them."""
+    return range(node.lineno, (node.end_lineno or node.lineno) + 1)
 
 
 def _type(info: types.Type) -> tuple[str, str]:

@@ -117,9 +117,7 @@ class ServerConfig(Section, frozen=True, kw_only=True):
 class WorkerConfig(Section, frozen=True, kw_only=True):
     """The adaptation workers."""
 
-    processes: Annotated[int, Meta(ge=0, le=256)] = (
-        1  # 0 = web only; workers then run elsewhere (python -m cema.cloud.worker)
-    )
+    processes: Annotated[int, Meta(ge=0, le=256)] = 1  # 0 = web only; run python -m cema.cloud.worker elsewhere
     threads: Annotated[int, Meta(ge=0, le=256)] = 0  # torch threads each, 0 = cores / processes
     lease_s: Annotated[float, Meta(gt=1, le=3600)] = 10.0  # a crashed worker's group is free again after this
     idle_interval_s: Annotated[float, Meta(gt=0, le=60)] = 0.05  # pause between looks at the queue
