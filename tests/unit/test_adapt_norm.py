@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from cema.cloud.adapt.norm import MOMENTUM, BatchRenorm, Impl, Start, adaptable, affine_parameters, norm_train
+from cema.cloud.adapt.norm import (
+    MOMENTUM,
+    BatchRenorm,
+    Impl,
+    Start,
+    Targets,
+    adaptable,
+    affine_parameters,
+    follow_statistics,
+    norm_train,
+)
 
 EPS = 1e-3
 RNG = np.random.default_rng(7)
@@ -128,3 +138,44 @@ def test_only_norm_weights_and_biases_are_trainable_and_the_original_is_untouche
     assert type(net[1]) is nn.BatchNorm2d
     assert all(p.requires_grad for p in net.parameters())
     assert [key for key in twin.state_dict() if key.endswith("running_mean")] == ["1.running_mean"]
+
+
+class TestTargets:
+    """Where the batch statistics come from that the running ones follow (ADR 9)."""
+
+    @staticmethod
+    def stack(depth: int, targets: Targets) -> nn.Module:
+        """Norm layers alone, statistics of a source with mean 0 and variance 1."""
+        return adaptable(nn.Sequential(*(nn.BatchNorm2d(3, eps=1e-12) for _ in range(depth))).double(), targets=targets)
+
+    @staticmethod
+    def move(model: nn.Module, x: torch.Tensor) -> None:
+        norm_train(model, True)
+        model(x)
+        norm_train(model, False)
+        follow_statistics(model, x)
+
+    def test_each_layer_follows_what_the_layers_before_it_leave(self) -> None:
+        x = torch.tensor(X)
+        model = self.stack(2, "batch")
+        self.move(model, x)
+        mean, var = X.mean((0, 2, 3)), X.var((0, 2, 3))
+        unbiased = len(X) * 4 / (len(X) * 4 - 1)
+        np.testing.assert_allclose(model[0].running_mean, MOMENTUM * mean, rtol=1e-9)  # type: ignore[index]
+        np.testing.assert_allclose(model[0].running_var, 0.9 + MOMENTUM * var * unbiased, rtol=1e-9)  # type: ignore[index]
+        np.testing.assert_allclose(model[1].running_mean, np.zeros(3), atol=1e-9)  # type: ignore[index]
+        np.testing.assert_allclose(model[1].running_var, np.full(3, 0.9 + 0.1 * unbiased), rtol=1e-9)  # type: ignore[index]
+
+    @pytest.mark.parametrize(("targets", "lowest", "highest"), [("batch", 2.0, 2.4), ("renorm", 0.0, 0.2)])
+    def test_a_deep_stack_under_a_shift_of_scale_overshoots_with_targets_of_the_same_forward(
+        self, targets: Targets, lowest: float, highest: float
+    ) -> None:
+        x = torch.tensor(3.0 * (X - X.mean((0, 2, 3), keepdims=True)) / X.std((0, 2, 3), keepdims=True))
+        model = self.stack(30, targets)
+        self.move(model, x)
+        assert lowest < float(model(x).detach().std()) < highest  # 3 before, 1 when it has settled
+
+    def test_follow_statistics_leaves_layers_with_published_targets_alone(self) -> None:
+        model = self.stack(2, "renorm")
+        follow_statistics(model, torch.tensor(X))
+        np.testing.assert_array_equal(model[0].running_mean, np.zeros(3))  # type: ignore[index]

@@ -156,11 +156,13 @@ class Demo:
             "method": self.options.method,
             "seed": self.options.seed,
         }
+        method_options = scenario.method_options.get(self.options.method, {})
         lines = ["[server]", "port = 0", "poll_interval_s = 0.02", "", "[worker]"]
         lines += [f"threads = {scenario.worker_threads}", "publish_min_interval_s = 0", "idle_interval_s = 0.01"]
         for name in self.names:
             lines += ["", f"[groups.{name}]"]
             lines += [f"{key} = {json.dumps(value)}" for key, value in group.items() if value is not None]
+            lines += [f"options.{key} = {json.dumps(value)}" for key, value in method_options.items()]
         (self.folder / "cema.toml").write_text("\n".join(lines) + "\n")
 
     def _start_cloud(self) -> str:

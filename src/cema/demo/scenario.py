@@ -6,13 +6,17 @@ adapt to. Edges have different orders of conditions: each is a group of its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from cema.cloud.adapt import Options
 from cema.errors import ConfigError
 
 CLEAN = "clean"
 TICK_IMAGES = 64
+_DEEP: Options = {"norm_targets": "batch"}
+"""For networks of many norm layers (ADR 9)."""
 CLEAN_SHARE = 1.5
 """Length of a clean stretch in stretches of drift: long enough to see the way back as well as what follows it."""
 
@@ -45,7 +49,7 @@ class Scenario:
 
     edge_weights, foundation_weights: below the data folder, None when the model brings its own. images: per edge, by
     default. batch_size: frames per call of predict. sequences: one per edge, in turn. worker_threads: of torch, 0 = all
-    cores; small networks are faster with one.
+    cores; small networks are faster with one. method_options: of the group, by method.
     """
 
     dataset: str
@@ -57,6 +61,7 @@ class Scenario:
     edge_weights: str | None = None
     foundation_weights: str | None = None
     worker_threads: int = 0
+    method_options: Mapping[str, Options] = field(default_factory=dict)
 
     def phases(self, edge: int, images: int) -> list[tuple[Phase, int]]:
         """The phases of one edge with their number of images, whole ticks each."""
@@ -116,9 +121,10 @@ SCENARIOS = {
         "efficientnet-lite2",
         images=1280,
         batch_size=8,
+        method_options={"cema-paper": _DEEP, "bn": _DEEP},
         sequences=(
-            _drive("gaussian_noise:3", "defocus_blur:3", share=3.0),
-            _drive("fog:3", "shot_noise:3", share=3.0),
+            _drive("fog:3", "frost:3", share=3.0),
+            _drive("snow:3", "brightness:4", share=3.0),
         ),
     ),
 }

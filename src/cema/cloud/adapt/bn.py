@@ -11,7 +11,7 @@ from torch import nn
 
 from cema.cloud.adapt import Options
 from cema.cloud.adapt.base import Metrics, Schedule, State, read_options
-from cema.cloud.adapt.norm import Start, adaptable, norm_train
+from cema.cloud.adapt.norm import Start, Targets, adaptable, follow_statistics, norm_train
 from cema.cloud.adapt.trainable import Trainable
 from cema.types import NormParameters
 
@@ -20,6 +20,7 @@ class BatchStatisticsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_
     """The method's settings."""
 
     norm_start: Start = "source"  # source | first_batch, of the running statistics
+    norm_targets: Targets = "renorm"  # renorm | batch (adapt/norm.py, ADR 9)
 
 
 class BatchStatistics:
@@ -29,12 +30,15 @@ class BatchStatistics:
 
     def __init__(self, edge: nn.Module, foundation: nn.Module | None, options: Options) -> None:
         settings = read_options(BatchStatisticsSettings, "bn", options)
-        self.edge = Trainable(adaptable(edge, "native", settings.norm_start), lr=0.0, momentum=0.0)
+        self.edge = Trainable(
+            adaptable(edge, "native", settings.norm_start, settings.norm_targets), lr=0.0, momentum=0.0
+        )
 
     def step(self, uploads_BCHW: torch.Tensor, replayed_BCHW: torch.Tensor | None) -> Metrics | None:
         norm_train(self.edge.model, True)
         self.edge.logits(uploads_BCHW)
         norm_train(self.edge.model, False)
+        follow_statistics(self.edge.model, uploads_BCHW)
         return {}
 
     def replay_step(self, replayed_BCHW: torch.Tensor) -> Metrics | None:

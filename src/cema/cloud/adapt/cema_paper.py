@@ -19,7 +19,7 @@ from torch import nn
 from cema.cloud.adapt import Options
 from cema.cloud.adapt.base import Metrics, Schedule, State, read_options
 from cema.cloud.adapt.losses import confidence_weight, divergence, entropy, pseudo_label_loss
-from cema.cloud.adapt.norm import Impl, Start, adaptable, norm_train
+from cema.cloud.adapt.norm import Impl, Start, Targets, adaptable, follow_statistics, norm_train
 from cema.cloud.adapt.trainable import Trainable
 from cema.errors import ConfigError
 from cema.types import NormParameters
@@ -40,6 +40,7 @@ class CemaPaperSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     label_weight: Weight = 1.0  # c
     norm_impl: Impl = "native"  # textbook | native: same mathematics (adapt/norm.py)
     norm_start: Start = "source"  # source | first_batch, of the running statistics
+    norm_targets: Targets = "renorm"  # renorm (as published) | batch (for deep networks; adapt/norm.py, ADR 9)
 
 
 class CemaPaper:
@@ -52,8 +53,9 @@ class CemaPaper:
             raise ConfigError("method 'cema-paper' needs a foundation model", hint="set foundation_model of the group")
         self.settings = read_options(CemaPaperSettings, "cema-paper", options)
         s = self.settings
-        self.foundation = Trainable(adaptable(foundation, s.norm_impl, s.norm_start), s.foundation_lr, s.momentum)
-        self.edge = Trainable(adaptable(edge, s.norm_impl, s.norm_start), s.edge_lr, s.momentum)
+        norms = (s.norm_impl, s.norm_start, s.norm_targets)
+        self.foundation = Trainable(adaptable(foundation, *norms), s.foundation_lr, s.momentum)
+        self.edge = Trainable(adaptable(edge, *norms), s.edge_lr, s.momentum)
 
     def step(self, uploads_BCHW: torch.Tensor, replayed_BCHW: torch.Tensor | None) -> Metrics | None:
         foundation_loss = self._foundation_step(uploads_BCHW)
@@ -70,6 +72,7 @@ class CemaPaper:
         entropy_B = entropy(logits_BK)
         loss = (confidence_weight(entropy_B, self._e_max(logits_BK)) * entropy_B).mean()
         norm_train(self.foundation.model, False)
+        follow_statistics(self.foundation.model, uploads_BCHW)
         return self.foundation.descend(loss)
 
     def _edge_step(self, images_BCHW: torch.Tensor) -> float:
@@ -79,6 +82,7 @@ class CemaPaper:
         norm_train(self.edge.model, True)
         student_BK = self.edge.model(images_BCHW)
         norm_train(self.edge.model, False)
+        follow_statistics(self.edge.model, images_BCHW)
         e_max, s = self._e_max(student_BK), self.settings
         entropy_B = entropy(student_BK)
         student_weight_B = confidence_weight(entropy_B, e_max)

@@ -7,6 +7,11 @@ Test-time batch renormalisation (DELTA, Zhao et al., ICLR 2023, after Ioffe 2017
 The value equals normalisation by the running statistics; only the gradient sees the batch. Afterwards the running
 mean moves by ``MOMENTUM`` towards the batch mean, the running variance towards the unbiased batch variance.
 Written twice: ``textbook`` line by line as above (the oracle), ``native`` as one call of torch's batch norm.
+
+Which batch statistics? With the targets ``renorm`` those of this very forward, as published: every layer sees inputs
+that the layers before it normalised by the *old* statistics, so all of them correct for the same shift at once, and a
+network of fifty layers overshoots before it settles. With the targets ``batch`` they come from a second forward in
+which every layer normalises by the batch, so that each corrects only what is left for it (ADR 9).
 """
 
 from __future__ import annotations
@@ -25,20 +30,24 @@ MOMENTUM = 0.1
 
 Impl = Literal["textbook", "native"]
 Start = Literal["source", "first_batch"]
+Targets = Literal["renorm", "batch"]
 
 
 class BatchRenorm(nn.modules.batchnorm._BatchNorm):
     """Takes the place of a batch norm layer and keeps its parameter names.
 
     In train mode batch renormalisation, in eval mode normalisation by the running statistics. ``start`` =
-    first_batch forgets the source statistics: those of the first batch in train mode take their place.
+    first_batch forgets the source statistics: those of the first batch in train mode take their place. ``targets``:
+    see above; with ``batch`` the running statistics only move in ``follow_statistics``.
     """
 
     running_mean: torch.Tensor
     running_var: torch.Tensor
     started: torch.Tensor
 
-    def __init__(self, layer: nn.modules.batchnorm._BatchNorm, impl: Impl, start: Start) -> None:
+    def __init__(
+        self, layer: nn.modules.batchnorm._BatchNorm, impl: Impl, start: Start, targets: Targets = "renorm"
+    ) -> None:
         like = next((t for t in (layer.weight, layer.running_mean) if t is not None), torch.empty(0))
         super().__init__(layer.num_features, layer.eps, MOMENTUM, device=like.device, dtype=like.dtype)
         if layer.affine:
@@ -50,6 +59,8 @@ class BatchRenorm(nn.modules.batchnorm._BatchNorm):
             self.running_mean.copy_(layer.running_mean)
             self.running_var.copy_(layer.running_var)
         self.impl = impl
+        self.targets = targets
+        self.following = False
         self.register_buffer("started", torch.tensor(start == "source"))
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
@@ -67,9 +78,13 @@ class BatchRenorm(nn.modules.batchnorm._BatchNorm):
             var_C, mean_C = torch.var_mean(input, axes, correction=0)
         count = input.numel() // input.shape[1]
         self._start(mean_C, var_C, count)
-        renormalise = self._textbook if self.impl == "textbook" else self._native
-        output = renormalise(input, mean_C, var_C)
-        self._move(mean_C, var_C, count)
+        if self.following:
+            output = functional.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        else:
+            renormalise = self._textbook if self.impl == "textbook" else self._native
+            output = renormalise(input, mean_C, var_C)
+        if self.following or self.targets == "renorm":
+            self._move(mean_C, var_C, count)
         return output
 
     def _textbook(self, x: torch.Tensor, mean_C: torch.Tensor, var_C: torch.Tensor) -> torch.Tensor:
@@ -103,7 +118,9 @@ class BatchRenorm(nn.modules.batchnorm._BatchNorm):
         self.running_var = self.running_var + MOMENTUM * (unbiased_C - self.running_var)
 
 
-def adaptable(model: nn.Module, impl: Impl = "native", start: Start = "source") -> nn.Module:
+def adaptable(
+    model: nn.Module, impl: Impl = "native", start: Start = "source", targets: Targets = "renorm"
+) -> nn.Module:
     """A copy of ``model`` ready to adapt: batch norms renormalised, only norm weights and biases trainable, eval mode.
 
     Layer and group norms have no running statistics: of them, weight and bias are adapted.
@@ -111,7 +128,7 @@ def adaptable(model: nn.Module, impl: Impl = "native", start: Start = "source") 
     model = copy.deepcopy(model)
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            model = _replace(model, name, BatchRenorm(module, impl, start))
+            model = _replace(model, name, BatchRenorm(module, impl, start, targets))
     model.requires_grad_(False)
     for parameter in affine_parameters(model):
         parameter.requires_grad_(True)
@@ -128,6 +145,19 @@ def norm_train(model: nn.Module, mode: bool) -> None:
     """Batch statistics on or off; everything else (dropout, stochastic depth) stays in eval mode."""
     for layer in norm_layers(model):
         layer.module.train(mode)
+
+
+@torch.no_grad()
+def follow_statistics(model: nn.Module, images_BCHW: torch.Tensor) -> None:
+    """Move the running statistics of layers with the targets ``batch`` towards those of this batch; others rest."""
+    layers = [module for module in model.modules() if isinstance(module, BatchRenorm) and module.targets == "batch"]
+    if not layers:
+        return
+    for layer in layers:
+        layer.following = layer.training = True
+    model(images_BCHW)
+    for layer in layers:
+        layer.following = layer.training = False
 
 
 def _replace(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
