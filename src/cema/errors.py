@@ -170,6 +170,12 @@ class DemoError(CemaError):
     code, http_status, exit_code = "demo_failed", 500, 11
 
 
+class BenchError(CemaError):
+    """A part of a benchmark could not be run; what was finished is kept."""
+
+    code, http_status, exit_code = "bench_failed", 500, 12
+
+
 def all_errors(root: type[CemaError] = CemaError) -> list[type[CemaError]]:
     """Every error class, parents before children (the docs table and its test are made from it)."""
     found = [root]

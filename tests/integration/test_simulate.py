@@ -2,58 +2,99 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 
-from cema.bench.corruptions import corrupted
 from cema.bench.datasets import load_dataset
-from cema.bench.simulate import Outcome, Pair, Plan, Simulator
-from cema.cloud.export import build_bundle
-from cema.cloud.models import load_model
+from cema.bench.link import Link
+from cema.bench.measure import Tally, measure, whole
+from cema.bench.pairs import load_pair, pair_names
+from cema.bench.simulate import Pair, Plan, Simulator
+from cema.bench.streams import Pictures, for_edge, make_streams
 from cema.config import SelectionConfig
 
 IMAGES = 640
 FILTERS = SelectionConfig(e_max_warmup_samples=64)
+Run = Callable[..., Tally]
 
 
 @pytest.fixture(scope="module")
 def pair() -> Pair:
-    edge, foundation = load_model("digits-edge"), load_model("digits-foundation")
-    assert edge.preprocess is not None
-    assert edge.classes is not None
-    bundle = build_bundle(edge.module, name=edge.name, preprocess=edge.preprocess, classes=edge.classes)
-    return Pair(bundle, edge.module, foundation.module)
+    return load_pair(pair_names("digits", None), [str(digit) for digit in range(10)])
 
 
-def run(pair: Pair, **changes: object) -> Outcome:
+@pytest.fixture(scope="module")
+def run(pair: Pair) -> Run:
     digits = load_dataset("digits", None, IMAGES)
-    images = corrupted(digits.images, "contrast", 5, seed=0)
-    return Simulator(pair, Plan(selection=FILTERS, threads=1, **changes)).run(images, digits.labels)  # type: ignore[arg-type]
+
+    def tally(batch_size: int = 64, corruptions: tuple[str, ...] = ("contrast",), **changes: Any) -> Tally:
+        plan = Plan(**{"selection": FILTERS, "threads": 1, **changes})
+        (stream,) = make_streams("continual", corruptions, 5, digits.labels, seed=0)
+        streams = [for_edge(stream, edge, plan.edges) for edge in range(plan.edges)]
+        return whole(measure(Simulator(pair, plan), streams, [Pictures(digits, 0)] * plan.edges, batch_size))
+
+    return tally
 
 
-def test_cema_paper_and_bn_recover_what_contrast_took_and_count_real_bytes(pair: Pair) -> None:
-    source, bn, paper = (run(pair, method=method) for method in ("source", "bn", "cema-paper"))
-    assert source.accuracy < 0.6
-    assert source.bytes_down == 0
+def correct(tally: Tally) -> np.ndarray:
+    return np.concatenate(tally.correct)
+
+
+def accuracy(tally: Tally) -> float:
+    return float(correct(tally).mean())
+
+
+def test_cema_paper_and_bn_recover_what_contrast_took_and_count_real_bytes(run: Run) -> None:
+    source, bn, paper = run(method="source", selecting="nothing"), run(method="bn"), run(method="cema-paper")
+    assert accuracy(source) < 0.6
+    assert (source.bytes_up, source.bytes_down, source.uploads) == (0, 0, 0)
     for adapted in (bn, paper):
-        assert adapted.accuracy_second_half > source.accuracy + 0.15
+        assert correct(adapted)[IMAGES // 2 :].mean() > accuracy(source) + 0.15
         assert 0 < adapted.uploads < IMAGES
         assert adapted.bytes_up > 300 * adapted.uploads
-        assert adapted.bytes_down > 3000
+        assert adapted.bytes_down > 3000 * adapted.updates > 0
 
 
-def test_same_seed_gives_the_same_predictions(pair: Pair) -> None:
-    first, second = run(pair, seed=3), run(pair, seed=3)
-    np.testing.assert_array_equal(first.correct, second.correct)
+def test_same_seed_gives_the_same_predictions(run: Run) -> None:
+    first, second = run(seed=3), run(seed=3)
+    np.testing.assert_array_equal(correct(first), correct(second))
+    np.testing.assert_array_equal(np.concatenate(first.confidence), np.concatenate(second.confidence))
     assert (first.uploads, first.bytes_up, first.bytes_down) == (second.uploads, second.bytes_up, second.bytes_down)
 
 
-def test_late_updates_help_later(pair: Pair) -> None:
-    prompt, late = run(pair), run(pair, delay=4)
-    np.testing.assert_array_equal(late.correct[: 64 * 4], run(pair, method="source").correct[: 64 * 4])
-    assert late.accuracy < prompt.accuracy
+def test_late_updates_help_later(run: Run) -> None:
+    prompt, late, source = run(), run(delay=4), run(method="source")
+    np.testing.assert_array_equal(correct(late)[: 64 * 5], correct(source)[: 64 * 5])
+    assert accuracy(late) < accuracy(prompt)
 
 
-def test_first_batch_start_normalises_the_first_batch_by_itself(pair: Pair) -> None:
-    started, source = run(pair, first_batch=True), run(pair)
-    assert started.correct[:64].mean() > source.correct[:64].mean() + 0.2
+def test_a_slow_link_is_staleness_and_an_endless_one_is_the_source(run: Run) -> None:
+    prompt, source = run(), run(method="source")
+    slow = run(link=Link(name="slow", latency_s=3.0))  # 3 s up, 3 s down: 90 pictures each way at 30 a second
+    never = run(link=Link(name="never", latency_s=1e6))
+    assert accuracy(source) < accuracy(slow) < accuracy(prompt)
+    np.testing.assert_array_equal(correct(never), correct(source))
+    assert never.bytes_up > 0 == never.updates
+
+
+def test_first_batch_start_normalises_the_first_batch_by_itself(run: Run) -> None:
+    assert correct(run(first_batch=True))[:64].mean() > correct(run())[:64].mean() + 0.2
+
+
+def test_random_selection_uploads_as_many_as_the_filters_but_others(run: Run, pair: Pair) -> None:
+    frozen = {"method": "source", "batch_size": 64}
+    assert run(**frozen).uploads == run(**frozen, selecting="random").uploads > 0
+
+
+def test_devices_of_a_group_share_what_is_learned(run: Run) -> None:
+    alone, together = run(corruptions=("contrast", "fog")), run(corruptions=("contrast", "fog"), edges=2)
+    assert len(correct(together)) == 2 * len(correct(alone))
+    assert accuracy(together) > accuracy(run(corruptions=("contrast", "fog"), edges=2, method="source")) + 0.1
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_small_batches_work(run: Run, batch_size: int) -> None:
+    assert accuracy(run(batch_size=batch_size)) > accuracy(run(method="source")) + 0.1

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 from PIL import Image
 
+from cema.bench.corruptions import corrupted
 from cema.bench.datasets import KINDS, Photographs, load_dataset
 from cema.errors import ConfigError
 
@@ -142,3 +146,92 @@ def test_a_photograph_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     (tmp_path / "cat" / "broken.jpg").write_bytes(b"\xff\xd8 nothing")
     with pytest.raises(ConfigError, match=r"broken\.jpg"):
         load_dataset("folder", tmp_path).images[0]
+
+
+def test_a_condition_is_the_corrupted_pictures_and_clean_the_pictures(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3)).astype(np.uint8)
+    mine = load_dataset("npz", write_npz(tmp_path / "mine.npz", images=images), limit=4)
+    np.testing.assert_array_equal(mine.condition("clean", 5, 1), images[:4])
+    expected = corrupted(images[:4], "gaussian_noise", 3, 7)
+    np.testing.assert_array_equal(mine.condition("gaussian_noise", 3, 7), expected)
+    np.testing.assert_array_equal(mine.condition("gaussian_noise", 3, 7, tmp_path / "cache"), expected)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert mine.mask is None
+
+
+def test_photographs_are_decoded_for_a_condition(tmp_path: Path) -> None:
+    photograph(tmp_path / "a" / "1.png", RED)
+    photograph(tmp_path / "b" / "1.png", BLUE)
+    mine = load_dataset("folder", tmp_path)
+    np.testing.assert_array_equal(mine.condition("clean", 1, 0), np.stack(list(mine.images)))
+    darker = mine.condition("contrast", 3, 0)
+    assert darker.shape == (2, 224, 224, 3)
+
+
+OWN = """
+import numpy as np
+from cema.bench.datasets import Dataset
+
+def shades(data):
+    return Dataset(str(data), np.arange(5 * 192, dtype=np.uint8).reshape(5, 8, 8, 3), np.arange(5), list("abcde"))
+
+def nothing(data):
+    return None
+
+def short(data):
+    return Dataset("short", np.zeros((3, 8, 8, 3), np.uint8), np.arange(2), list("ab"))
+
+number = 3
+"""
+
+
+def test_a_function_of_the_users_is_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_shades.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    shades = load_dataset("own_shades:shades", Path("there"), limit=3)
+    assert (shades.name, len(shades), len(shades.images)) == ("there", 3, 3)
+    assert load_dataset("own_shades:shades", None).name == "None"
+
+
+@pytest.mark.parametrize(
+    ("function", "word"),
+    [
+        ("absent", "absent"),
+        ("nothing", "to return a cema.bench.datasets.Dataset, got NoneType"),
+        ("short", "a label per picture, got 2 for 3"),
+        ("number", "to be a function of the path, got int"),
+    ],
+)
+def test_another_thing_than_a_data_set_is_refused(
+    function: str, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_wrong.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=word):
+        load_dataset(f"own_wrong:{function}", None)
+
+
+@pytest.mark.parametrize("kind", ["no_such_module:shades", ":shades", "cema.bench.datasets:"])
+def test_a_function_that_cannot_be_imported_is_named(kind: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{kind} cannot be imported.*module:function"):
+        load_dataset(kind, None)
+
+
+def test_an_array_that_promises_more_than_it_holds_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
+    header = io.BytesIO()
+    npy.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (1 << 40, 32, 32, 3)})
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as archive:
+        archive.writestr("images.npy", header.getvalue() + bytes(3072))
+        archive.writestr("labels.npy", header.getvalue())
+    with pytest.raises(ConfigError, match="3072 there"):
+        load_dataset("npz", tmp_path / "huge.npz")
+
+
+def test_an_archive_that_is_damaged_inside_is_refused(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3)).astype(np.uint8)
+    np.savez_compressed(tmp_path / "bad.npz", images=noise, labels=np.arange(6))
+    content = bytearray((tmp_path / "bad.npz").read_bytes())
+    content[5000:5400] = bytes(400)
+    (tmp_path / "bad.npz").write_bytes(content)
+    with pytest.raises(ConfigError, match="npz"):
+        load_dataset("npz", tmp_path / "bad.npz")

@@ -41,7 +41,12 @@ _SEED_LIMIT = 1 << 31
 _CACHE_FORMAT = 1
 """Part of the cache's key: raise it when the pixels of any corruption change."""
 
-One = Callable[[Uint8Array, np.random.Generator], Uint8Array]
+_CHUNK = 64
+"""Pictures computed at once: as float64 at 32 px they fill 1.5 MB, which stays in the processor's cache."""
+
+Rngs = Sequence[np.random.Generator]
+Kernel = Callable[[Uint8Array, Rngs], Uint8Array]
+"""Pictures uint8 [B, H, W, 3] and the generator of each -> uint8 [B, H, W, 3]."""
 
 
 def corrupt(images_BHWC: Uint8Array, name: str, severity: int, rng: np.random.Generator) -> Uint8Array:
@@ -55,12 +60,7 @@ def corrupt(images_BHWC: Uint8Array, name: str, severity: int, rng: np.random.Ge
     >>> int(corrupt(grey, "brightness", 5, np.random.default_rng(0)).min())
     204
     """
-    if images_BHWC.dtype != np.uint8 or images_BHWC.ndim != 4 or images_BHWC.shape[3] != 3:
-        raise ConfigError(f"expected uint8 pictures [B, H, W, 3], got {images_BHWC.dtype} {[*images_BHWC.shape]}")
-    one = _corruption(name, severity, min(images_BHWC.shape[1:3]))
-    if not len(images_BHWC):
-        return images_BHWC.copy()
-    return np.stack([one(image, rng) for image in images_BHWC])
+    return _in_chunks(images_BHWC, _kernel(images_BHWC, name, severity), lambda index: rng)
 
 
 def corrupted(
@@ -72,25 +72,31 @@ def corrupted(
     corrupted alike whether or not others follow. With ``cache_dir`` the result is kept there, by the hash of all that
     it depends on. Raises as ``corrupt``.
     """
-    stacked = np.stack(list(images))
+    stacked = np.ascontiguousarray(images) if isinstance(images, np.ndarray) else np.stack(list(images))
     if cache_dir is None:
-        return _corrupt_each(stacked, name, severity, seed)
-    digest = hashlib.sha256(np.ascontiguousarray(stacked).tobytes())
+        return _corrupt_all(stacked, name, severity, seed)
+    digest = hashlib.sha256(stacked.data)
     digest.update(repr((_CACHE_FORMAT, stacked.shape, name, severity, seed)).encode())
     path = cache_dir / f"{name}-{severity}-{digest.hexdigest()[:32]}.npy"
     if path.is_file():
         return np.asarray(np.load(path, allow_pickle=False))
-    result = _corrupt_each(stacked, name, severity, seed)
+    result = _corrupt_all(stacked, name, severity, seed)
     _save(path, result)
     return result
 
 
-def _corrupt_each(stacked: Uint8Array, name: str, severity: int, seed: int) -> Uint8Array:
+def _corrupt_all(stacked: Uint8Array, name: str, severity: int, seed: int) -> Uint8Array:
     key = zlib.crc32(name.encode())
-    result = np.empty_like(stacked)
-    for index in range(len(stacked)):
-        rng = np.random.default_rng((seed, index, key, severity))
-        result[index] = corrupt(stacked[index : index + 1], name, severity, rng)[0]
+    kernel = _kernel(stacked, name, severity)
+    return _in_chunks(stacked, kernel, lambda index: np.random.default_rng((seed, index, key, severity)))
+
+
+def _in_chunks(images_BHWC: Uint8Array, kernel: Kernel, rng_of: Callable[[int], np.random.Generator]) -> Uint8Array:
+    """Picture i of the whole with generator ``rng_of(i)``; the size of the chunks does not show in the pixels."""
+    result = np.empty_like(images_BHWC)
+    for start in range(0, len(images_BHWC), _CHUNK):
+        part = images_BHWC[start : start + _CHUNK]
+        result[start : start + _CHUNK] = kernel(part, [rng_of(start + offset) for offset in range(len(part))])
     return result
 
 
@@ -102,15 +108,18 @@ def _save(path: Path, array: Uint8Array) -> None:
     os.replace(file.name, path)
 
 
-def _corruption(name: str, severity: int, side_px: int) -> One:
+def _kernel(images_BHWC: Uint8Array, name: str, severity: int) -> Kernel:
+    if images_BHWC.dtype != np.uint8 or images_BHWC.ndim != 4 or images_BHWC.shape[3] != 3:
+        raise ConfigError(f"expected uint8 pictures [B, H, W, 3], got {images_BHWC.dtype} {[*images_BHWC.shape]}")
     if name not in NAMES:
         raise ConfigError(f"expected a corruption, got {name!r}", hint=f"known: {', '.join(NAMES)}")
     if severity not in SEVERITIES:
         raise ConfigError(f"expected a severity of 1 to 5, got {severity!r}")
+    side_px = min(images_BHWC.shape[1:3])
     if side_px < SMALLEST_SIDE_PX:
         raise ConfigError(f"expected pictures of at least {SMALLEST_SIDE_PX} px, got {side_px} px on the short side")
     if name == CLEAN:
-        return lambda image, rng: image
+        return lambda images, rngs: images
     try:
         return _large(name, severity) if side_px >= LARGE_SIDE_PX else _small(name, severity)
     except ModuleNotFoundError as error:
@@ -119,20 +128,20 @@ def _corruption(name: str, severity: int, side_px: int) -> One:
         ) from error
 
 
-def _small(name: str, severity: int) -> One:
+def _small(name: str, severity: int) -> Kernel:
     from cema.bench.corruptions_small import small_corruption
 
     function = small_corruption(name, severity)
 
-    def one(image: Uint8Array, rng: np.random.Generator) -> Uint8Array:
-        changed = function(image / 255.0, rng)
+    def kernel(images_BHWC: Uint8Array, rngs: Rngs) -> Uint8Array:
+        changed = function(images_BHWC / 255.0, rngs)
         # The published files truncate; the epsilon keeps n / 255 * 255 from becoming n - 1.
         return (np.clip(changed, 0, 1) * 255 + 1e-6).astype(np.uint8)
 
-    return one
+    return kernel
 
 
-def _large(name: str, severity: int) -> One:
+def _large(name: str, severity: int) -> Kernel:
     import imagecorruptions
 
     def one(image: Uint8Array, rng: np.random.Generator) -> Uint8Array:
@@ -141,7 +150,7 @@ def _large(name: str, severity: int) -> One:
         with _numpy_seeded(seed):
             return np.asarray(imagecorruptions.corrupt(image, severity, name, **options))
 
-    return one
+    return lambda images_BHWC, rngs: np.stack([one(*each) for each in zip(images_BHWC, rngs, strict=True)])
 
 
 @contextmanager

@@ -1,20 +1,26 @@
-"""One stream through edge and cloud in lock-step: predict t, upload, adapt, publish, apply before t + 1 + delay.
+"""A group of devices and its cloud in lock-step: predict t, upload, adapt, publish, apply before t + 1 + delay.
 
 Everything but the network is the real thing: the edge's session, selection and image codec, the wire's messages, the
-cloud's controller. One process, no clock: the same seed gives the same result.
+cloud's controller. One process, no clock: time is the stream's own (pictures / frame rate), adaptation takes none of
+it, and the same seed gives the same result.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from cema.bench.answer import Answer
+from cema.bench.link import LINKS, Link
+from cema.bench.memory_probe import MemoryProbe
+from cema.bench.simulated_device import Device, NoSelector, RandomSelector
 from cema.cloud.adapt import Options, create_adapter
 from cema.cloud.adapt.norm import adaptable, norm_train
 from cema.cloud.controller import Controller, Publishing
@@ -22,16 +28,16 @@ from cema.cloud.norms import read_parameters
 from cema.cloud.store.base import GroupRow
 from cema.cloud.store.memory import MemoryBlobs, MemoryStore
 from cema.config import SelectionConfig
-from cema.edge.selection import Selector, entropy, softmax
-from cema.edge.session import EdgeSession
+from cema.edge.selection import SampleSelector, Selector
 from cema.types import NormParameters, Uint8Array
 from cema.wire.bundle import Bundle
-from cema.wire.image import codec_for, encode_image
-from cema.wire.messages import Sample, SampleBatch, encode_msgpack
 from cema.wire.preprocess import preprocess
 from cema.wire.update import open_update
 
-GROUP = DEVICE = WORKER = "bench"
+GROUP = WORKER = "bench"
+FPS = 30.0
+"""Pictures per second of a device, for links that take time: an ordinary camera."""
+Selecting = Literal["filters", "random", "nothing"]
 _LEASE_MS = 1 << 40
 
 
@@ -46,113 +52,88 @@ class Pair:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one stream is run. delay: batches between the publication of an update and its use. first_batch: the running
-    statistics start from the first batch, on the edge as in the cloud, as in the published code."""
+    """How a group is run. delay: batches between the arrival of an update and its use. first_batch: the running
+    statistics start from the first batch, on the edge as in the cloud, as in the published code. threads: of the edge
+    session, 0 = one per core."""
 
     method: str = "cema-paper"
     options: Options = field(default_factory=dict)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
-    batch_size: int = 64
+    selecting: Selecting = "filters"
     seed: int = 0
     delay: int = 0
     first_batch: bool = False
     threads: int = 0
-
-
-@dataclass
-class Outcome:
-    """What happened. correct: bool per image in stream order; sizes as really encoded."""
-
-    correct: NDArray[np.bool_]
-    uploads: int = 0
-    bytes_up: int = 0
-    bytes_down: int = 0
-    edge_s: float = 0.0
-    cloud_s: float = 0.0
-
-    @property
-    def accuracy(self) -> float:
-        return float(self.correct.mean())
-
-    @property
-    def accuracy_second_half(self) -> float:
-        return float(self.correct[len(self.correct) // 2 :].mean())
+    edges: int = 1
+    link: Link = LINKS["instant"]
+    fps: float = FPS
 
 
 class Simulator:
-    """One device and its cloud."""
+    """The devices of one group and their cloud; see ``cema.bench.answer.Run``."""
 
     def __init__(self, pair: Pair, plan: Plan) -> None:
         self.pair, self.plan = pair, plan
         self.store, self.blobs = MemoryStore(), MemoryBlobs()
-        self.rng = np.random.default_rng(plan.seed)
-        self.selector = Selector(plan.selection, len(pair.bundle.manifest.classes))
-        self.session = self._session(pair.bundle.source_parameters(), 0)
-        self.boot_id = self.rng.bytes(16)
-        self.seen = self.sent = self.now_ms = 0
-        self.waiting: deque[tuple[int, EdgeSession]] = deque()
+        self.probe = MemoryProbe()
+        with self.probe.side("edge"):
+            self.devices = [self._device(index) for index in range(plan.edges)]
+        self.now_ms, self.now_s = 0, 0.0
+        self._started: NormParameters | None = None
         self._controller: Controller | None = None
         self.store.put_group(GROUP, pair.bundle.manifest.fingerprint, "", "on", 0)
 
-    def run(self, images_NHWC: Uint8Array, labels_N: NDArray[np.int64]) -> Outcome:
-        """The whole stream, in order."""
-        outcome = Outcome(np.zeros(len(labels_N), np.bool_))
-        for start in range(0, len(labels_N), self.plan.batch_size):
-            part = slice(start, start + self.plan.batch_size)
-            predicted_B = self._batch(images_NHWC[part], outcome)
-            outcome.correct[part] = predicted_B == labels_N[part]
-        return outcome
-
-    def _batch(self, images_BHWC: Uint8Array, outcome: Outcome) -> NDArray[np.int64]:
+    def step(self, batches: Sequence[Uint8Array | None]) -> list[Answer | None]:
+        """Every device predicts one batch, then the cloud adapts, then updates travel."""
+        self.now_s += max(len(batch) for batch in batches if batch is not None) / self.plan.fps
+        answers: list[Answer | None] = [
+            None if images is None else self._predict(device, images)
+            for device, images in zip(self.devices, batches, strict=True)
+        ]
         started = time.perf_counter()
-        if self.seen == 0 and self.plan.first_batch:
-            self._start_from(images_BHWC)
-        probabilities_BK = softmax(
-            self.session.run(preprocess(list(images_BHWC), self.pair.bundle.manifest.preprocess))
-        )
-        entropy_B = entropy(probabilities_BK)
-        kept = self.selector.select(probabilities_BK, entropy_B)
-        outcome.edge_s += time.perf_counter() - started
-        self.seen += len(images_BHWC)
-        self._upload(images_BHWC[kept], probabilities_BK[kept], entropy_B[kept], outcome)
-        started = time.perf_counter()
-        self._adapt()
-        outcome.cloud_s += time.perf_counter() - started
-        self._download(outcome)
-        return np.asarray(probabilities_BK.argmax(1), np.int64)
+        with self.probe.side("cloud"):
+            self._adapt()
+        active = [answer for answer in answers if answer is not None]
+        for served in active:
+            served.cloud_s = (time.perf_counter() - started) / len(active)
+        for device, answer in zip(self.devices, answers, strict=True):
+            if answer is not None:
+                self._download(device, answer)
+        return answers
 
-    def _upload(self, images: Uint8Array, probabilities: object, entropies: object, outcome: Outcome) -> None:
-        probabilities_BK, entropy_B = np.asarray(probabilities), np.asarray(entropies)
-        samples: list[Sample] = []
-        for image, probability_K, h in zip(images, probabilities_BK, entropy_B, strict=True):
-            codec = codec_for(*image.shape[:2])
-            samples.append(
-                Sample(
-                    sample_id=self.rng.bytes(16),
-                    seq=self.sent + len(samples),
-                    codec=codec,
-                    image=encode_image(image, codec),
-                    label=int(probability_K.argmax()),
-                    probability=float(probability_K.max()),
-                    entropy=float(h),
-                    update_version=self.session.version,
-                    captured_at_ms=self.now_ms,
-                )
+    def learn(self, labels: Sequence[NDArray[np.int64] | None]) -> None:
+        """Cloud-edge methods have no labels."""
+
+    def _device(self, index: int) -> Device:
+        rng = np.random.default_rng((self.plan.seed, index))
+        link, threads, delay = self.plan.link, self.plan.threads, self.plan.delay
+        return Device(f"edge-{index}", self.pair.bundle, self._selector(rng), link, rng, threads, delay)
+
+    def _selector(self, rng: np.random.Generator) -> SampleSelector:
+        classes = len(self.pair.bundle.manifest.classes)
+        if self.plan.selecting == "nothing":
+            return NoSelector()
+        if self.plan.selecting == "random":
+            return RandomSelector(self.plan.selection, classes, rng)
+        return Selector(self.plan.selection, classes)
+
+    def _predict(self, device: Device, images_BHWC: Uint8Array) -> Answer:
+        with self.probe.side("edge"):
+            if device.seen == 0 and self.plan.first_batch:
+                device.use(self._statistics_of(images_BHWC), 0)
+            started = time.perf_counter()
+            probabilities_BK, entropy_B, kept_B = device.predict(images_BHWC)
+            elapsed_s = time.perf_counter() - started
+            size = device.upload(
+                images_BHWC[kept_B], probabilities_BK[kept_B], entropy_B[kept_B], self.now_s, self.now_ms
             )
-        batch = SampleBatch(
-            device_id=DEVICE,
-            boot_id=self.boot_id,
-            fingerprint=self.pair.bundle.manifest.fingerprint,
-            samples_seen=self.seen,
-            samples=samples,
-        )
-        self.sent += len(samples)
-        outcome.uploads += len(samples)
-        outcome.bytes_up += len(encode_msgpack(batch)) if samples else 0
-        self.store.add_samples(GROUP, batch, self.now_ms)
+        return Answer(probabilities_BK, uploads=int(kept_B.sum()), bytes_up=size, edge_s=elapsed_s)
 
     def _adapt(self) -> None:
-        """All ticks that are due."""
+        """Take in what has arrived, then all ticks that are due."""
+        for device in self.devices:
+            for batch in device.arrived(self.now_s):
+                self.store.add_samples(GROUP, batch, self.now_ms)
         self.now_ms += 1
         while row := self._claim():
             controller = self._controller = self._controller or self._make_controller(row)
@@ -166,7 +147,7 @@ class Simulator:
     def _make_controller(self, row: GroupRow) -> Controller:
         plan, pair = self.plan, self.pair
         adapter = create_adapter(plan.method, pair.edge, pair.foundation, plan.options)
-        if plan.first_batch and "edge.started" in adapter.state():
+        if self._started is not None and "edge.started" in adapter.state():
             started = {f"edge.{name}": value for name, value in self._started.items()}
             on = {"edge.started": np.ones_like(adapter.state()["edge.started"])}
             adapter.load_state({**adapter.state(), **started, **on})
@@ -182,26 +163,23 @@ class Simulator:
             clock_ms=lambda: self.now_ms,
         )
 
-    def _download(self, outcome: Outcome) -> None:
-        """Fetch what is new; use what has waited long enough."""
+    def _download(self, device: Device, answer: Answer) -> None:
+        """Poll for what is new; use what is here and has waited long enough."""
         newest = self.store.updates(GROUP, 1)
-        known = self.waiting[-1][1].version if self.waiting else self.session.version
-        if newest and newest[0].version > known:
+        if newest and newest[0].version > device.newest_version and device.may_fetch(self.now_s):
             update = open_update(self.blobs.get(newest[0].blob), self.pair.bundle.manifest)
-            outcome.bytes_down += len(update.data)
-            self.waiting.append((self.seen, self._session(update.parameters, update.manifest.version)))
-        due = self.seen - self.plan.delay * self.plan.batch_size
-        while self.waiting and self.waiting[0][0] <= due:
-            self.session = self.waiting.popleft()[1]
+            answer.bytes_down += len(update.data)
+            device.fetch(len(update.data), update.parameters, update.manifest.version, self.now_s)
+        with self.probe.side("edge"):
+            answer.updates += device.apply_due(self.now_s)
 
-    def _start_from(self, images_BHWC: Uint8Array) -> None:
-        """Running statistics of the first batch, layer by layer, as a training forward would set them."""
+    def _statistics_of(self, images_BHWC: Uint8Array) -> NormParameters:
+        """Running statistics of a batch, layer by layer, as a training forward would set them. The first device's are
+        the cloud's start, too."""
         model = adaptable(self.pair.edge, "native", "first_batch")
         norm_train(model, True)
         with torch.no_grad():
             model(torch.from_numpy(preprocess(list(images_BHWC), self.pair.bundle.manifest.preprocess)))
-        self._started = read_parameters(model)
-        self.session = self._session(self._started, 0)
-
-    def _session(self, parameters: NormParameters, version: int) -> EdgeSession:
-        return EdgeSession(self.pair.bundle, parameters, version, threads=self.plan.threads)
+        parameters = read_parameters(model)
+        self._started = self._started or parameters
+        return parameters

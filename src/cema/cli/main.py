@@ -18,6 +18,7 @@ from cema.errors import CemaError, DependencyError
 # command -> (extra that it needs, its line in the help); it is the attribute of that name in cema.cli.<name>
 COMMANDS = {
     "demo": ("cloud,bench", "One cloud and several edges on this machine, with drifting input."),
+    "bench": ("cloud,bench", "Measure methods: accuracy, bytes and milliseconds."),
     "serve": ("cloud", "Run the cloud service."),
     "edge": (None, "Predict and adapt on a device."),
     "bundle": ("cloud", "Make what a device runs out of a torch model."),

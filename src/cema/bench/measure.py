@@ -1,0 +1,120 @@
+"""Drives a run along its streams and turns what happened into rows: one per segment, and one for the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cema.bench import metrics
+from cema.bench.answer import Answer, Run
+from cema.bench.rows import CURVE_WINDOW
+from cema.bench.streams import Pictures, Segment, Stream
+from cema.types import Float32Array
+
+Figures = dict[str, float | int | list[float] | None]
+"""The measured fields of a ``Row``."""
+
+
+@dataclass
+class Tally:
+    """What a segment has come to. One entry per picture in correct and confidence, one per batch in ms_per_image."""
+
+    correct: list[NDArray[np.bool_]] = field(default_factory=list)
+    confidence: list[Float32Array] = field(default_factory=list)
+    ms_per_image: list[float] = field(default_factory=list)
+    uploads: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    updates: int = 0
+    edge_s: float = 0.0
+    cloud_s: float = 0.0
+
+    def add(self, answer: Answer, labels_B: NDArray[np.int64], mask_K: NDArray[np.bool_] | None) -> None:
+        """One batch. mask_K: the classes that an answer may name, None = all."""
+        probabilities_BK = answer.probabilities_BK
+        if mask_K is not None:
+            probabilities_BK = np.where(mask_K, probabilities_BK, 0)
+            probabilities_BK = probabilities_BK / np.maximum(probabilities_BK.sum(1, keepdims=True), 1e-12)
+        self.correct.append(probabilities_BK.argmax(1) == labels_B)
+        self.confidence.append(probabilities_BK.max(1))
+        self.ms_per_image.append(1000 * answer.edge_s / len(labels_B))
+        for name in ("uploads", "bytes_up", "bytes_down", "updates", "edge_s", "cloud_s"):
+            setattr(self, name, getattr(self, name) + getattr(answer, name))
+
+    def figures(self) -> Figures:
+        """The fields of a row that this segment fills."""
+        correct_N, confidence_N = np.concatenate(self.correct), np.concatenate(self.confidence)
+        accuracy = metrics.accuracy(correct_N)
+        return {
+            "samples": len(correct_N),
+            "accuracy": accuracy,
+            "accuracy_second_half": metrics.accuracy_second_half(correct_N),
+            "error": 1 - accuracy,
+            "ece": metrics.expected_calibration_error(confidence_N, correct_N),
+            "edge_ms_p50": float(np.percentile(self.ms_per_image, 50)),
+            "edge_ms_p99": float(np.percentile(self.ms_per_image, 99)),
+            "curve": metrics.curve(correct_N, CURVE_WINDOW),
+            **{name: getattr(self, name) for name in ("uploads", "bytes_up", "bytes_down", "updates")},
+            **{name: round(getattr(self, name), 4) for name in ("edge_s", "cloud_s")},
+        }
+
+
+@dataclass(frozen=True)
+class Measured:
+    """segment: what the figures belong to; several devices' segments of the same name are counted together."""
+
+    segment: Segment
+    tally: Tally
+
+
+def measure(
+    run: Run,
+    streams: Sequence[Stream],
+    pictures: Sequence[Pictures],
+    batch_size: int,
+    progress: Callable[[int], None] = lambda count: None,
+) -> list[Measured]:
+    """Every device through its stream, in step with the others.
+
+    streams, pictures: one per device. progress: told of each batch's pictures.
+    Returns one entry per segment of the first device's stream, in order.
+    """
+    tallies = {_key(segment): Measured(segment, Tally()) for segment in streams[0].segments}
+    ways = [_batches(stream, source, batch_size) for stream, source in zip(streams, pictures, strict=True)]
+    for batches in zip_longest(*ways):
+        answers = run.step([None if batch is None else batch[1] for batch in batches])
+        run.learn([None if batch is None else batch[2] for batch in batches])
+        for batch, answer in zip(batches, answers, strict=True):
+            if batch is not None and answer is not None:
+                segment, _, labels_B, mask_K = batch
+                tallies[_key(segment)].tally.add(answer, labels_B, mask_K)
+                progress(len(labels_B))
+    return list(tallies.values())
+
+
+def whole(measured: Sequence[Measured]) -> Tally:
+    """All segments as one."""
+    total = Tally()
+    for each in (entry.tally for entry in measured):
+        total.correct += each.correct
+        total.confidence += each.confidence
+        total.ms_per_image += each.ms_per_image
+        for name in ("uploads", "bytes_up", "bytes_down", "updates", "edge_s", "cloud_s"):
+            setattr(total, name, getattr(total, name) + getattr(each, name))
+    return total
+
+
+def _key(segment: Segment) -> tuple[str, int, int]:
+    return segment.corruption, segment.severity, segment.visit
+
+
+def _batches(
+    stream: Stream, pictures: Pictures, batch_size: int
+) -> Iterator[tuple[Segment, NDArray[np.uint8], NDArray[np.int64], NDArray[np.bool_] | None]]:
+    for segment in stream.segments:
+        for images_BHWC, labels_B in pictures.batches(segment, batch_size):
+            yield segment, images_BHWC, labels_B, pictures.dataset.mask

@@ -1,0 +1,153 @@
+"""The device of the simulator: the real session, selection and image codec; a link in the stream's own time."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cema.bench.link import Channel, Link
+from cema.config import SelectionConfig
+from cema.edge.selection import SampleSelector, Selector, entropy, softmax
+from cema.edge.session import EdgeSession
+from cema.types import Float32Array, NormParameters, Uint8Array
+from cema.wire.bundle import Bundle
+from cema.wire.image import codec_for, encode_image
+from cema.wire.messages import Sample, SampleBatch, encode_msgpack
+from cema.wire.preprocess import preprocess
+
+
+class RandomSelector:
+    """The control for selection: of each batch as many as the paper's filters would keep, but drawn at random."""
+
+    def __init__(self, config: SelectionConfig, classes: int, rng: np.random.Generator) -> None:
+        self._filters, self._rng = Selector(config, classes), rng
+
+    def select(self, probabilities_BK: Float32Array, entropy_B: Float32Array) -> NDArray[np.bool_]:
+        kept_B = self._filters.select(probabilities_BK, entropy_B)
+        return self._rng.permutation(kept_B)
+
+
+class NoSelector:
+    """Nothing leaves the device."""
+
+    def select(self, probabilities_BK: Float32Array, entropy_B: Float32Array) -> NDArray[np.bool_]:
+        return np.zeros(len(entropy_B), np.bool_)
+
+
+@dataclass
+class Sending:
+    """An upload on its way. size_bytes: 0 for a bare report of ``samples_seen``."""
+
+    arrives_s: float
+    batch: SampleBatch
+    size_bytes: int
+
+
+@dataclass
+class Device:
+    """One device: predicts, selects, encodes; holds updates back until link and delay let them through."""
+
+    name: str
+    bundle: Bundle
+    selector: SampleSelector
+    link: Link
+    rng: np.random.Generator
+    threads: int
+    delay: int
+    session: EdgeSession = field(init=False)
+    seen: int = 0
+    steps: int = 0
+    sent: int = 0
+    outgoing: deque[Sending] = field(default_factory=deque)
+    waiting: deque[tuple[float, int, NormParameters, int]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.boot_id = self.rng.bytes(16)
+        self.up = Channel(self.link, self.link.up_bps, self.rng)
+        self.down = Channel(self.link, self.link.down_bps, self.rng)
+        self.use(self.bundle.source_parameters(), 0)
+
+    def use(self, parameters: NormParameters, version: int) -> None:
+        """Swap the parameters."""
+        self.session = EdgeSession(self.bundle, parameters, version, threads=self.threads)
+
+    def predict(self, images_BHWC: Uint8Array) -> tuple[Float32Array, Float32Array, NDArray[np.bool_]]:
+        """(probabilities [B, K], entropy [B] in nats, selected [B])."""
+        probabilities_BK = softmax(self.session.run(preprocess(list(images_BHWC), self.bundle.manifest.preprocess)))
+        entropy_B = entropy(probabilities_BK)
+        kept_B = self.selector.select(probabilities_BK, entropy_B)
+        self.seen += len(images_BHWC)
+        self.steps += 1
+        return probabilities_BK, entropy_B, kept_B
+
+    def upload(
+        self,
+        images: Uint8Array,
+        probabilities_NK: Float32Array,
+        entropy_N: Float32Array,
+        now_s: float,
+        captured_at_ms: int,
+    ) -> int:
+        """Hand the selected samples to the link; returns the bytes. Without samples only ``samples_seen`` travels."""
+        samples = [
+            self._sample(image, probability_K, h, captured_at_ms)
+            for image, probability_K, h in zip(images, probabilities_NK, entropy_N, strict=True)
+        ]
+        batch = SampleBatch(
+            device_id=self.name,
+            boot_id=self.boot_id,
+            fingerprint=self.bundle.manifest.fingerprint,
+            samples_seen=self.seen,
+            samples=samples,
+        )
+        size = len(encode_msgpack(batch)) if samples else 0
+        self.outgoing.append(Sending(self.up.send(size, now_s), batch, size))
+        return size
+
+    def _sample(self, image: Uint8Array, probability_K: Float32Array, h: float, captured_at_ms: int) -> Sample:
+        codec = codec_for(*image.shape[:2])
+        self.sent += 1
+        return Sample(
+            sample_id=self.rng.bytes(16),
+            seq=self.sent - 1,
+            codec=codec,
+            image=encode_image(image, codec),
+            label=int(probability_K.argmax()),
+            probability=float(probability_K.max()),
+            entropy=float(h),
+            update_version=self.session.version,
+            captured_at_ms=captured_at_ms,
+        )
+
+    def arrived(self, now_s: float) -> list[SampleBatch]:
+        """Uploads that have reached the cloud by now, in order."""
+        batches = []
+        while self.outgoing and self.outgoing[0].arrives_s <= now_s:
+            batches.append(self.outgoing.popleft().batch)
+        return batches
+
+    @property
+    def newest_version(self) -> int:
+        """In use or on its way."""
+        return self.waiting[-1][3] if self.waiting else self.session.version
+
+    def may_fetch(self, now_s: float) -> bool:
+        """The downlink is free: the device polls again."""
+        return self.down.free_at_s <= now_s
+
+    def fetch(self, size_bytes: int, parameters: NormParameters, version: int, now_s: float) -> None:
+        """An update begins its way down; with a delay it is used only so many batches after the next."""
+        self.waiting.append((self.down.send(size_bytes, now_s), self.steps + self.delay, parameters, version))
+
+    def apply_due(self, now_s: float) -> int:
+        """Use the newest update that is here and has waited long enough; returns how many were put to use (0 or 1)."""
+        due = None
+        while self.waiting and self.waiting[0][0] <= now_s and self.waiting[0][1] <= self.steps:
+            due = self.waiting.popleft()
+        if due is None:
+            return 0
+        self.use(due[2], due[3])
+        return 1

@@ -1,0 +1,139 @@
+"""From a method's name to a run of it: models copied, settings read, filters chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+
+import msgspec
+import torch
+
+from cema.bench.answer import Run
+from cema.bench.cloud_only import CloudOnly
+from cema.bench.device_run import DeviceRun, own_copy
+from cema.bench.link import LINKS, Link
+from cema.bench.methods import CLOUD_ONLY, MANY_CLASSES, RELEASED_MARGIN, CloudEdge, OnDevice, entry
+from cema.bench.methods.base import DeviceMethod
+from cema.bench.rows import Where
+from cema.bench.simulate import FPS, Pair, Plan, Simulator
+from cema.cloud.adapt import Options
+from cema.errors import ConfigError
+from cema.types import Uint8Array
+from cema.wire.preprocess import preprocess
+
+FIRST_BATCH_MIN = 8
+"""Pictures from which the statistics of the first batch are a start at all (the smallest batch with published figures);
+below, cloud-edge methods start from the source statistics, as a device does."""
+
+
+CleanPictures = Callable[[], tuple[Uint8Array, str]]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a run is given beside the method: see ``Plan``. threads: of each side, 0 = one per core."""
+
+    batch_size: int = 64
+    seed: int = 0
+    edges: int = 1
+    link: Link = LINKS["instant"]
+    delay: int = 0
+    fps: float = FPS
+    threads: int = 0
+    options: Options = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run that is ready. options: what differs from the method's defaults, as recorded in its rows."""
+
+    run: Run
+    where: Where
+    options: Options
+
+
+def start(method: str, pair: Pair, conditions: Conditions, clean: CleanPictures) -> Started:
+    """A fresh run of ``method``.
+
+    clean: called for clean pictures uint8 [N, H, W, 3] by methods that prepare with some (EATA's Fisher matrix), and
+    where they come from; that is recorded among the options.
+
+    Raises
+    ------
+    ConfigError: unknown method or option; a foundation model is needed and there is none.
+    """
+    found = entry(method)
+    if found is None:
+        if pair.foundation is None:
+            raise ConfigError(f"method {CLOUD_ONLY!r} needs a foundation model", hint="--foundation-model NAME")
+        if conditions.options:
+            raise ConfigError(f"method {CLOUD_ONLY!r} has no options, got {', '.join(conditions.options)}")
+        manifest = pair.bundle.manifest
+        run = CloudOnly(own_copy(pair.foundation), manifest.preprocess, manifest.fingerprint, conditions.seed)
+        return Started(run, "cloud", {})
+    if isinstance(found, OnDevice):
+        return _on_device(method, found, pair, conditions, clean)
+    return _cloud_edge(method, found, pair, conditions)
+
+
+def _cloud_edge(method: str, found: CloudEdge, pair: Pair, conditions: Conditions) -> Started:
+    selection, options = found.selection, {**found.options, **conditions.options}
+    if method == "cema-released":
+        classes = len(pair.bundle.manifest.classes)
+        nearest = min(RELEASED_MARGIN, key=lambda known: abs(known - classes))
+        selection = msgspec.structs.replace(selection, d_margin=RELEASED_MARGIN[nearest])
+    first_batch = found.first_batch and conditions.batch_size >= FIRST_BATCH_MIN
+    plan = Plan(
+        method=found.method,
+        options=options,
+        selection=selection,
+        selecting=found.selecting,
+        seed=conditions.seed,
+        delay=conditions.delay,
+        first_batch=first_batch,
+        threads=conditions.threads,
+        edges=conditions.edges,
+        link=conditions.link,
+        fps=conditions.fps,
+    )
+    told: Options = options if found.where == "none" else {**options, "first_batch": first_batch}
+    return Started(Simulator(pair, plan), found.where, told)
+
+
+def _on_device(method: str, found: OnDevice, pair: Pair, conditions: Conditions, clean: CleanPictures) -> Started:
+    kind = _device_class(method, found.path)
+    published = found.many_classes if len(pair.bundle.manifest.classes) >= MANY_CLASSES else {}
+    options: dict[str, bool | int | float | str] = {**published, **conditions.options}
+    manifest = pair.bundle.manifest
+    settings = _settings(kind, method, options)
+    if hasattr(settings, "pixel_mean"):  # for methods that change pixels: how the model's input was made of them
+        recipe = manifest.preprocess
+        settings = msgspec.structs.replace(settings, pixel_mean=recipe.mean, pixel_std=recipe.std)
+    methods = [kind(own_copy(pair.edge), settings, conditions.seed + index) for index in range(conditions.edges)]
+    if kind.prepare_images:
+        clean_NHWC, options["clean_pictures"] = clean()
+        clean_BCHW = torch.from_numpy(preprocess(list(clean_NHWC[: kind.prepare_images]), manifest.preprocess))
+        for each in methods:
+            each.prepare(clean_BCHW)
+    return Started(DeviceRun(methods, manifest.preprocess), kind.where, options)
+
+
+def _device_class(method: str, path: str) -> type[DeviceMethod]:
+    module, _, name = path.partition(":")
+    try:
+        kind = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"method {method!r}: {path} cannot be imported: {error}") from error
+    if not (isinstance(kind, type) and issubclass(kind, DeviceMethod)):
+        raise ConfigError(f"method {method!r}: expected a subclass of cema.bench.methods.base.DeviceMethod at {path}")
+    return kind
+
+
+def _settings(kind: type[DeviceMethod], method: str, options: Options) -> msgspec.Struct:
+    """A method's settings with the user's overrides. Raises ConfigError for unknown keys and wrong ranges."""
+    try:
+        return msgspec.convert(dict(options), type=kind.Settings)
+    except msgspec.ValidationError as error:
+        known = ", ".join(kind.Settings.__struct_fields__) or "none"
+        raise ConfigError(f"options of method {method!r}: {error}", hint=f"known options: {known}") from error

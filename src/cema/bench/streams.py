@@ -1,0 +1,201 @@
+"""What a device sees, picture by picture: which photograph, under which corruption, in which order.
+
+A *setting* turns a list of corruptions into streams. A stream is cut into segments, one per corruption (and visit);
+a result row belongs to a segment. Batches never cross the border of a segment. Everything follows from the seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cema.bench.datasets import Dataset
+from cema.errors import ConfigError
+from cema.types import Uint8Array
+
+Indices = NDArray[np.int64]
+Condition = tuple[str, int]
+"""(corruption, severity)."""
+
+ALONE = ("reset", "correlated", "label_shift")
+"""Settings in which every corruption is a stream of its own and the method starts afresh for each."""
+PASSING = ("continual", "gradual", "mixed", "recurring")
+"""Settings in which one stream passes through all corruptions, and nothing is reset."""
+SETTINGS = (*ALONE, *PASSING)
+MIXED = "mixed"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a setting is shaped. alpha: concentration of the Dirichlet distribution over time of each class
+    (``correlated``; RoTTA and NOTE use 0.1), 0 = sorted by class. imbalance: most frequent class / rarest
+    (``label_shift``; long-tailed CIFAR uses 10 to 100). visits: how often each corruption comes (``recurring``)."""
+
+    alpha: float = 0.1
+    imbalance: float = 10.0
+    visits: int = 3
+
+    def __post_init__(self) -> None:
+        if self.alpha < 0 or self.imbalance < 1 or self.visits < 2:
+            raise ConfigError(f"expected alpha >= 0, imbalance >= 1 and visits >= 2, got {self}")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a stream. index_N: photographs of the data set. conditions: what can befall them; condition_N: which
+    does. corruption, severity, visit: of the result row."""
+
+    corruption: str
+    severity: int
+    index_N: Indices
+    conditions: tuple[Condition, ...]
+    condition_N: Indices
+    visit: int = 0
+
+    def __len__(self) -> int:
+        return len(self.index_N)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One device's pictures."""
+
+    segments: tuple[Segment, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.segments))
+
+
+@dataclass
+class Pictures:
+    """Corrupted copies of a data set, made (or read from the cache) when first asked for."""
+
+    dataset: Dataset
+    seed: int
+    cache_dir: Path | None = None
+    _made: dict[Condition, Uint8Array] = field(default_factory=dict)
+
+    def batches(self, segment: Segment, batch_size: int) -> Iterator[tuple[Uint8Array, Indices]]:
+        """(images uint8 [B, H, W, 3], labels int64 [B]) in stream order; the last may be smaller."""
+        for start in range(0, len(segment), batch_size):
+            part = slice(start, start + batch_size)
+            pairs = zip(segment.index_N[part], segment.condition_N[part], strict=True)
+            images = np.stack([self._condition(segment.conditions[which])[index] for index, which in pairs])
+            yield images, self.dataset.labels[segment.index_N[part]]
+
+    def _condition(self, condition: Condition) -> Uint8Array:
+        if condition not in self._made:
+            self._made[condition] = self.dataset.condition(*condition, self.seed, self.cache_dir)
+        return self._made[condition]
+
+
+def make_streams(
+    setting: str, corruptions: Sequence[str], severity: int, labels_N: Indices, seed: int, shape: Shape | None = None
+) -> list[Stream]:
+    """The streams of a setting: one per corruption for ``ALONE``, one in all for ``PASSING``.
+
+    labels_N: int64, of the photographs that are streamed. The same seed gives the same order under every setting that
+    keeps the order (``reset``, ``continual``, ``mixed``).
+
+    Raises
+    ------
+    ConfigError: unknown setting, no corruption, or too few photographs for it.
+    """
+    if setting not in SETTINGS:
+        raise ConfigError(f"expected a setting out of {', '.join(SETTINGS)}, got {setting!r}")
+    if not corruptions:
+        raise ConfigError("expected at least one corruption, got none")
+    shape, rng = shape or Shape(), np.random.default_rng(seed)
+    order_N = _order(setting, labels_N, shape, rng)
+    if setting in ALONE:
+        return [Stream((_plain(name, severity, order_N),)) for name in corruptions]
+    if setting == "continual":
+        return [Stream(tuple(_plain(name, severity, order_N) for name in corruptions))]
+    if setting == "gradual":
+        return [Stream(tuple(_gradual(name, severity, order_N) for name in corruptions))]
+    if setting == "mixed":
+        conditions = tuple((name, severity) for name in corruptions)
+        which_N = rng.integers(len(conditions), size=len(order_N))
+        return [Stream((Segment(MIXED, severity, order_N, conditions, which_N),))]
+    return [_recurring(corruptions, severity, order_N, shape.visits)]
+
+
+def for_edge(stream: Stream, edge: int, edges: int) -> Stream:
+    """What edge ``edge`` of ``edges`` sees: the same segments, begun further round the circle, photographs in another
+    order, so that at any time the devices of a group are under different conditions."""
+    if edge == 0:
+        return stream
+    turn = edge * len(stream.segments) // edges
+    segments = stream.segments[turn:] + stream.segments[:turn]
+    rng = np.random.default_rng((edge, len(stream)))
+    return Stream(tuple(_reordered(segment, rng) for segment in segments))
+
+
+def _reordered(segment: Segment, rng: np.random.Generator) -> Segment:
+    index_N = rng.permutation(segment.index_N)
+    return Segment(
+        segment.corruption, segment.severity, index_N, segment.conditions, segment.condition_N, segment.visit
+    )
+
+
+def _order(setting: str, labels_N: Indices, shape: Shape, rng: np.random.Generator) -> Indices:
+    if setting == "correlated":
+        return _dirichlet(labels_N, shape.alpha, rng)
+    order_N = rng.permutation(len(labels_N))
+    if setting == "label_shift":
+        return _long_tail(labels_N, order_N, shape.imbalance, rng)
+    return order_N
+
+
+def _plain(name: str, severity: int, index_N: Indices, visit: int = 0) -> Segment:
+    return Segment(name, severity, index_N, ((name, severity),), np.zeros(len(index_N), np.int64), visit)
+
+
+def _gradual(name: str, severity: int, index_N: Indices) -> Segment:
+    """Severity rises from 1 to ``severity`` and falls again, in equal steps."""
+    steps = [*range(1, severity + 1), *range(severity - 1, 0, -1)]
+    which_N = np.arange(len(index_N)) * len(steps) // len(index_N)
+    return Segment(name, severity, index_N, tuple((name, step) for step in steps), which_N)
+
+
+def _recurring(corruptions: Sequence[str], severity: int, order_N: Indices, visits: int) -> Stream:
+    """The whole list again and again; each visit has its share of the photographs."""
+    shares = np.array_split(order_N, visits)
+    if not len(shares[-1]):
+        raise ConfigError(f"expected at least {visits} photographs for {visits} visits, got {len(order_N)}")
+    return Stream(
+        tuple(_plain(name, severity, share, visit) for visit, share in enumerate(shares) for name in corruptions)
+    )
+
+
+def _dirichlet(labels_N: Indices, alpha: float, rng: np.random.Generator) -> Indices:
+    """Each class spreads over as many slots of time as there are classes, by a Dirichlet draw (as in NOTE, Gong et al.,
+    NeurIPS 2022, and RoTTA, Yuan et al., CVPR 2023); alpha = 0: one class after the other."""
+    shuffled = rng.permutation(len(labels_N))
+    classes = np.unique(labels_N)
+    if alpha == 0:
+        return shuffled[np.argsort(labels_N[shuffled], kind="stable")]
+    slots: list[list[Indices]] = [[] for _ in classes]
+    for label in classes:
+        members = shuffled[labels_N[shuffled] == label]
+        ends = np.round(np.cumsum(rng.dirichlet(np.full(len(classes), alpha))) * len(members)).astype(int)[:-1]
+        for slot, part in zip(slots, np.split(members, ends), strict=True):
+            slot.append(part)
+    return np.concatenate([part for slot in slots for part in (slot[i] for i in rng.permutation(len(slot)))])
+
+
+def _long_tail(labels_N: Indices, order_N: Indices, imbalance: float, rng: np.random.Generator) -> Indices:
+    """Class k of K keeps imbalance ** (-rank / (K - 1)) of its photographs; which class is rare follows the seed."""
+    classes = rng.permutation(np.unique(labels_N))
+    share = dict(zip(classes.tolist(), imbalance ** -np.linspace(0, 1, len(classes)), strict=True))
+    kept: list[int] = []
+    for label in classes.tolist():
+        members = order_N[labels_N[order_N] == label]
+        kept += members[: max(1, round(len(members) * share[label]))].tolist()
+    chosen = np.zeros(len(labels_N), np.bool_)
+    chosen[kept] = True
+    return order_N[chosen[order_N]]

@@ -1,0 +1,161 @@
+"""``cema bench``: run methods over drifting streams, and make a report of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from cema.cli.output import emit_json, json_option
+from cema.errors import BenchError, ConfigError
+
+FOUR = "gaussian_noise,contrast,gaussian_blur,jpeg_compression"
+
+
+@click.group()
+def bench() -> None:
+    """Measure methods: accuracy, bytes and milliseconds."""
+
+
+_FOLDER = click.Path(path_type=Path)
+_MODEL_OPTIONS = (
+    click.option("--edge-model", metavar="NAME", help="Known name or module:factory; default: by data set."),
+    click.option("--foundation-model", metavar="NAME"),
+    click.option("--edge-weights", type=click.Path(exists=True, dir_okay=False), metavar="FILE"),
+    click.option("--foundation-weights", type=click.Path(exists=True, dir_okay=False), metavar="FILE"),
+)
+_STREAM_OPTIONS = (
+    click.option("--dataset", default="digits", show_default=True, metavar="NAME", help="See docs/benchmark.md."),
+    click.option("--data", type=_FOLDER, help="Its folder or file [env: CEMA_DATA]."),
+    click.option("--limit", type=click.IntRange(1), help="The first N photographs; default: all."),
+    click.option("--corruptions", default=FOUR, show_default=True, metavar="A,B|all|extra|clean"),
+    click.option("--severity", default=5, show_default=True, type=click.IntRange(1, 5)),
+    click.option("--setting", default="reset", show_default=True, metavar="NAME", help="reset, continual, gradual, "
+                 "mixed, correlated, recurring or label_shift."),
+    click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1)),
+    click.option("--edges", default=1, show_default=True, type=click.IntRange(1, 64), help="Devices of the group."),
+    click.option("--alpha", default=0.1, show_default=True, type=click.FloatRange(0),
+                 help="correlated: Dirichlet concentration, 0 = sorted by class."),
+    click.option("--imbalance", default=10.0, show_default=True, type=click.FloatRange(1),
+                 help="label_shift: most frequent class / rarest."),
+    click.option("--visits", default=3, show_default=True, type=click.IntRange(2), help="recurring: rounds."),
+)  # fmt: skip
+_LINK_OPTIONS = (
+    click.option("--link", default="instant", show_default=True, metavar="NAME|key=value,...",
+                 help="instant, fibre, lte, nb-iot, patchy, or e.g. up_bps=1e6,latency_s=0.2."),
+    click.option("--delay", default="0", show_default=True, metavar="N,...",
+                 help="Batches between the arrival of an update and its use; several: a sweep."),
+    click.option("--fps", default=30.0, show_default=True, type=click.FloatRange(0, min_open=True),
+                 help="Pictures per second of a device, for links that take time."),
+)  # fmt: skip
+_RUN_OPTIONS = (
+    click.option("--methods", default="source,bn,cema-paper", show_default=True, metavar="A,B,..."),
+    click.option("--option", "options", multiple=True, metavar="METHOD.KEY=VALUE", help="Overrides a method's number."),
+    click.option("--seeds", default="0", show_default=True, metavar="N,..."),
+    click.option("--out", default="cema-bench", show_default=True, type=_FOLDER, help="Finished cells and report."),
+    click.option("--json", "json_file", metavar="FILE|-", help="Write all rows and their provenance there."),
+    click.option("--resume", is_flag=True, help="Keep the cells that are finished already."),
+    click.option("--processes", default=0, type=click.IntRange(0, 256), help="0 = one per core; 1 for honest times."),
+    click.option("--cache", type=_FOLDER, help="Corrupted pictures [default: cema below the user's cache folder]."),
+)
+
+
+def _options(command: Any) -> Any:
+    for option in reversed((*_STREAM_OPTIONS, *_RUN_OPTIONS, *_LINK_OPTIONS, *_MODEL_OPTIONS)):
+        command = option(command)
+    return command
+
+
+@bench.command("run")
+@_options
+def run_command(**given: Any) -> None:
+    """Run every method on every stream; one row per method, corruption and seed.
+
+    Each finished cell is kept below --out: an interrupted run goes on with --resume. The report is written there, too.
+    """
+    from cema.bench.provenance import provenance
+    from cema.bench.report import write_report
+    from cema.bench.rows import Results
+    from cema.bench.run import run
+    from cema.cli.bench_progress import Progress
+
+    started_at = datetime.now(UTC)
+    place = _workplace(given)
+    processes = given["processes"] or min(os.cpu_count() or 1, 8)
+    with Progress() as watcher:
+        finished = run(place, given["out"], resume=given["resume"], processes=processes, watcher=watcher)
+    results = Results(rows=finished.rows, provenance=provenance(sys.argv[1:], started_at))
+    if given["json_file"] == "-":
+        emit_json(results)
+    elif given["json_file"]:
+        _write(Path(given["json_file"]), msgspec.json.format(msgspec.json.encode(results), indent=1))
+    if finished.rows:
+        files = write_report([results], given["out"])
+        click.echo(f"{len(finished.rows)} rows; report: {files.html}", err=True)
+    if finished.failures:
+        cells = "; ".join(f"{failure.cell.method}: {failure.message}" for failure in finished.failures[:3])
+        raise BenchError(f"{len(finished.failures)} cells failed: {cells}")
+
+
+@bench.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--out", default="cema-bench", show_default=True, type=_FOLDER, help="Folder of the report.")
+@json_option
+def report(files: tuple[Path, ...], out: Path, as_json: bool) -> None:
+    """One HTML page (with JSON and CSV beside it) from the --json FILES of one or several runs."""
+    from cema.bench.report import write_report
+    from cema.bench.rows import Results
+
+    results = []
+    for path in files:
+        try:
+            results.append(msgspec.json.decode(path.read_bytes(), type=Results))
+        except msgspec.DecodeError as error:
+            raise ConfigError(f"expected results of 'cema bench run --json' in {path}: {error}") from error
+    written = write_report(results, out)
+    if as_json:
+        emit_json({"html": str(written.html), "json": str(written.json), "csv": str(written.csv)})
+    else:
+        click.echo(f"report: {written.html}")
+
+
+def _workplace(given: dict[str, Any]) -> Any:
+    """Everything checked that can be checked before the first process starts."""
+    from cema.bench.datasets import load_dataset
+    from cema.bench.grid import Spec, read_corruptions, read_numbers, read_options
+    from cema.bench.link import read_link
+    from cema.bench.pairs import PairNames, pair_names
+    from cema.bench.work import Workplace, identity
+
+    data = given["data"] or (Path(os.environ["CEMA_DATA"]) if os.environ.get("CEMA_DATA") else None)
+    own = None
+    if given["edge_model"]:
+        own = PairNames(*(given[k] for k in ("edge_model", "foundation_model", "edge_weights", "foundation_weights")))
+    names = pair_names(given["dataset"], data, own)
+    same = ("dataset", "severity", "setting", "batch_size", "limit", "edges", "fps", "alpha", "imbalance", "visits")
+    spec = Spec(
+        **{name: given[name] for name in same},
+        methods=tuple(name.strip() for name in given["methods"].split(",") if name.strip()),
+        corruptions=read_corruptions(given["corruptions"]),
+        seeds=read_numbers(given["seeds"]),
+        delays=read_numbers(given["delay"]),
+        link=read_link(given["link"]),
+        options=read_options(given["options"]),
+        identity=identity(load_dataset(given["dataset"], data, given["limit"]), names),
+    )
+    cache = given["cache"] or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cema"
+    processes = given["processes"] or min(os.cpu_count() or 1, 8)
+    return Workplace(spec, names, data, cache, max((os.cpu_count() or 1) // processes, 1))
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content + b"\n")
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error}") from error

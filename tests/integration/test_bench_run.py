@@ -1,0 +1,127 @@
+"""A benchmark run over real processes: rows, resumption, failing cells, every method by its name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cema.bench.grid import Cell, Spec
+from cema.bench.methods import METHODS
+from cema.bench.pairs import pair_names
+from cema.bench.rows import ALL, Row
+from cema.bench.run import CELLS, Watcher, run
+from cema.bench.work import Workplace, run_cell
+from cema.errors import ConfigError
+
+SPEC = Spec(dataset="digits", methods=("source", "bn"), corruptions=("contrast", "fog"), limit=128)
+
+
+class Notes(Watcher):
+    def __init__(self) -> None:
+        self.ran: list[Cell] = []
+        self.seen, self.kept = 0, 0
+
+    def begin(self, todo: int, kept: int) -> None:
+        self.kept = kept
+
+    def pictures(self, count: int) -> None:
+        self.seen += count
+
+    def finished(self, cell: Cell, rows: Sequence[Row]) -> None:
+        self.ran.append(cell)
+
+
+def place(tmp_path: Path, spec: Spec = SPEC) -> Workplace:
+    return Workplace(spec, pair_names("digits", None), None, tmp_path / "cache", threads=1)
+
+
+def same(rows: Sequence[Row]) -> list[dict[str, object]]:
+    """Rows without what differs from run to run: times and memory."""
+    plain = [msgspec.to_builtins(row) for row in rows]
+    return [{k: v for k, v in row.items() if not k.endswith(("_s", "_mb", "_p50", "_p99"))} for row in plain]
+
+
+def test_a_run_gives_a_row_per_method_and_corruption_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    notes = Notes()
+    first = run(place(tmp_path), tmp_path, resume=False, processes=2, watcher=notes)
+    assert [(row.corruption, row.method) for row in first.rows] == [
+        ("contrast", "source"), ("contrast", "bn"), ("fog", "source"), ("fog", "bn"),
+    ]  # fmt: skip
+    assert notes.seen == 4 * 128
+    assert len(notes.ran) == 4
+
+    lost, torn, *_ = sorted((tmp_path / CELLS).iterdir())
+    lost.unlink()
+    torn.write_bytes(torn.read_bytes()[:100])
+    again = Notes()
+    second = run(place(tmp_path), tmp_path, resume=True, processes=1, watcher=again)
+    assert (again.kept, len(again.ran), second.kept) == (2, 2, 2)
+    assert same(second.rows) == same(first.rows)
+
+
+def test_another_specification_does_not_reuse_cells(tmp_path: Path) -> None:
+    one = dataclasses.replace(place(tmp_path), spec=msgspec.structs.replace(SPEC, methods=("source",)))
+    cell = Cell(method="source", corruptions=("fog",), seed=0, delay=0)
+    key = cell.key(one.spec)
+    for change in ({"severity": 3}, {"limit": 64}, {"batch_size": 8}, {"identity": "other weights"}):
+        assert cell.key(msgspec.structs.replace(one.spec, **change)) != key
+    assert cell.key(SPEC) == key  # what other methods run beside it is of no matter
+
+
+def test_a_cell_that_fails_is_named_and_does_not_stop_the_others(tmp_path: Path) -> None:
+    spec = msgspec.structs.replace(SPEC, corruptions=("fog",), options={"bn": {"colour": 3}})
+    finished = run(place(tmp_path, spec), tmp_path, resume=False, processes=1)
+    assert [row.method for row in finished.rows] == ["source"]
+    (failure,) = finished.failures
+    assert failure.cell.method == "bn"
+    assert "colour" in failure.message
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_on_a_short_stream_with_an_odd_last_batch(method: str, tmp_path: Path) -> None:
+    spec = msgspec.structs.replace(SPEC, methods=(method,), limit=97, batch_size=32)
+    (row,) = run_cell(place(tmp_path, spec), Cell(method=method, corruptions=("contrast",), seed=1, delay=0))
+    assert row.samples == 97
+    assert 0 <= row.accuracy <= 1
+    assert row.error == pytest.approx(1 - row.accuracy)
+    assert 0 <= row.ece <= 1
+    assert row.edge_s > 0
+    assert (row.bytes_up > 0) == (row.where == "cloud")
+    assert (row.uploads > 0) == (row.where == "cloud")
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("cotta", "rotta")])
+def test_every_method_survives_batches_of_one_image(method: str, tmp_path: Path) -> None:
+    spec = msgspec.structs.replace(SPEC, methods=(method,), limit=5, batch_size=1)
+    (row,) = run_cell(place(tmp_path, spec), Cell(method=method, corruptions=("contrast",), seed=1, delay=0))
+    assert row.samples == 5
+
+
+def test_a_passing_stream_gives_a_row_per_corruption_and_one_for_the_whole(tmp_path: Path) -> None:
+    spec = msgspec.structs.replace(SPEC, setting="continual", methods=("bn",))
+    cell = Cell(method="bn", corruptions=spec.corruptions, seed=0, delay=0)
+    contrast, fog, everything = run_cell(place(tmp_path, spec), cell)
+    assert [contrast.corruption, fog.corruption, everything.corruption] == ["contrast", "fog", ALL]
+    assert everything.samples == contrast.samples + fog.samples
+    assert everything.accuracy == pytest.approx((contrast.accuracy + fog.accuracy) / 2)
+
+
+def test_clean_pictures_come_from_outside_the_stream_while_there_are_any(tmp_path: Path) -> None:
+    assert place(tmp_path).clean()[1] == "outside"
+    assert place(tmp_path, msgspec.structs.replace(SPEC, limit=None)).clean()[1] == "stream"
+
+
+def test_nonsense_is_refused_before_anything_runs() -> None:
+    for change, expected in (
+        ({"methods": ("magic",)}, "expected a method"),
+        ({"setting": "sideways"}, "expected a setting"),
+        ({"options": {"tent": {"lr": 1.0}}}, "do not run"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"seeds": ()}, "at least one"),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            msgspec.structs.replace(SPEC, **change)
