@@ -125,3 +125,11 @@ def test_nonsense_is_refused_before_anything_runs() -> None:
     ):
         with pytest.raises(ConfigError, match=expected):
             msgspec.structs.replace(SPEC, **change)
+
+
+def test_a_run_that_is_told_to_stop_keeps_what_is_finished(tmp_path: Path) -> None:
+    asked: list[bool] = []
+    first = run(place(tmp_path), tmp_path, resume=False, processes=1, stop=lambda: asked.append(True) or True)
+    assert len(first.rows) == len(asked) == 1
+    (kept,) = (tmp_path / CELLS).glob("*.json")
+    assert msgspec.json.decode(kept.read_bytes(), type=list[Row]) == first.rows

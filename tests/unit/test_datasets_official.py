@@ -106,6 +106,11 @@ def test_cifar10_c_hands_out_the_stored_severity_from_disk(tmp_path: Path) -> No
         np.testing.assert_array_equal(cifar.labels, LABELS)
     few = load_dataset("cifar10-c", tmp_path, limit=3)
     np.testing.assert_array_equal(few.condition("fog", 2, 0), images[COUNT : COUNT + 3])
+    later = load_dataset("cifar10-c", tmp_path).part(1, 2).part(1, None)
+    np.testing.assert_array_equal(later.condition("fog", 5, 0), few.condition("fog", 5, 0)[2:3])
+    np.testing.assert_array_equal(later.labels, few.labels[2:3])
+    with pytest.raises(ConfigError, match="skip fewer"):
+        few.part(3, None)
 
 
 def test_cifar10_c_takes_its_clean_pictures_from_cifar10(tmp_path: Path) -> None:

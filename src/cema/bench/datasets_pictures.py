@@ -75,7 +75,8 @@ class Dataset:
 
     images: the clean ones, N of them. labels: int64 [N], into classes. mask: bool [K], the classes that count when
     the K outputs of a model are compared; None for all. stored: for sets that come corrupted, (corruption, severity)
-    -> their pictures in the order of the labels, at least N; None where corruptions are computed.
+    -> their pictures in the order of the labels; None where corruptions are computed. first: position of the first
+    label among those.
     """
 
     name: str
@@ -84,13 +85,21 @@ class Dataset:
     classes: list[str]
     mask: NDArray[np.bool_] | None = None
     stored: Callable[[str, int], Pictures] | None = None
+    first: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def head(self, limit: int | None) -> Dataset:
         """The first ``limit`` pictures; all of them for None."""
-        return replace(self, images=self.images[:limit], labels=self.labels[:limit])
+        return self.part(0, limit)
+
+    def part(self, skip: int, limit: int | None) -> Dataset:
+        """``limit`` pictures (None: all) after the first ``skip``. Raises ConfigError if none are left."""
+        if skip >= len(self):
+            raise ConfigError(f"expected to skip fewer than the {len(self)} pictures of {self.name}, got {skip}")
+        images, labels = self.images[skip:][:limit], self.labels[skip:][:limit]
+        return replace(self, images=images, labels=labels, first=self.first + skip)
 
     def condition(self, corruption: str, severity: int, seed: int, cache_dir: Path | None = None) -> Uint8Array:
         """All pictures under one condition, uint8 [N, H, W, 3], in the order of the labels.
@@ -107,7 +116,7 @@ class Dataset:
             return _array(self.images)
         if self.stored is None:
             return corrupted(_array(self.images), corruption, severity, seed, cache_dir)
-        return _array(self.stored(corruption, severity)[: len(self)])
+        return _array(self.stored(corruption, severity)[self.first :][: len(self)])
 
 
 def _array(pictures: Pictures) -> Uint8Array:

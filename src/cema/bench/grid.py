@@ -10,7 +10,7 @@ import msgspec
 
 from cema import __version__
 from cema.bench.corruptions import CLEAN, COMMON, EXTRA
-from cema.bench.link import Link
+from cema.bench.link import LINKS, Link
 from cema.bench.methods import entry
 from cema.bench.simulate import FPS
 from cema.bench.streams import ALONE, SETTINGS, Shape
@@ -22,9 +22,9 @@ _GROUPS = {"all": COMMON, "extra": EXTRA}
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the user asked for. data, cache: folders; models: as recorded; identity: digest of photographs and weights.
+    """What the user asked for. identity: digest of photographs and weights.
 
-    options: by method. limit: first photographs of the data set, None = all.
+    options: by method. skip, limit: so many photographs are left out, then so many streamed, None = all.
     """
 
     dataset: str
@@ -34,9 +34,10 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     setting: str = "reset"
     batch_size: int = 64
     seeds: tuple[int, ...] = (0,)
+    skip: int = 0
     limit: int | None = None
     edges: int = 1
-    link: Link = Link(name="instant")
+    link: Link = LINKS["instant"]
     delays: tuple[int, ...] = (0,)
     fps: float = FPS
     alpha: float = Shape.alpha
@@ -58,6 +59,18 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         if unused:
             raise ConfigError(f"options for methods that do not run: {', '.join(unused)}")
         _ = self.shape
+
+    @property
+    def stream(self) -> str:
+        """As in ``Row.stream``."""
+        known: dict[str, object] = {"skip": self.skip} if self.skip else {}
+        known |= {"limit": self.limit} if self.limit else {}
+        of_setting = {"correlated": "alpha", "label_shift": "imbalance", "recurring": "visits"}
+        if self.setting in of_setting:
+            known[of_setting[self.setting]] = getattr(self, of_setting[self.setting])
+        if self.link != LINKS["instant"]:
+            known["fps"] = self.fps
+        return " ".join(f"{name}={value}" for name, value in known.items())
 
     @property
     def shape(self) -> Shape:

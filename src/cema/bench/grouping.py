@@ -33,6 +33,7 @@ class Group(msgspec.Struct, frozen=True):
     edges: int
     link: str
     delay: int
+    stream: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ class Entry:
 
 def group_of(row: Row) -> Group:
     """The condition that a row belongs to."""
-    return Group(row.dataset, row.setting, row.severity, row.batch_size, row.edges, row.link, row.delay)
+    same = (row.dataset, row.setting, row.severity, row.batch_size, row.edges, row.link, row.delay, row.stream)
+    return Group(*same)
 
 
 def identity_of(method: str, options: Options) -> Identity:

@@ -57,7 +57,7 @@ class Tally:
             "ece": metrics.expected_calibration_error(confidence_N, correct_N),
             "edge_ms_p50": float(np.percentile(self.ms_per_image, 50)),
             "edge_ms_p99": float(np.percentile(self.ms_per_image, 99)),
-            "curve": metrics.curve(correct_N, CURVE_WINDOW),
+            "curve": [round(point, 4) for point in metrics.curve(correct_N, CURVE_WINDOW)],
             **{name: getattr(self, name) for name in ("uploads", "bytes_up", "bytes_down", "updates")},
             **{name: round(getattr(self, name), 4) for name in ("edge_s", "cloud_s")},
         }

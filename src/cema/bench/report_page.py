@@ -150,6 +150,7 @@ def title(group: Group) -> str:
     parts = [group.dataset, group.setting, f"severity {group.severity}", f"batch {group.batch_size}"]
     parts += [f"{group.edges} edges"] if group.edges != 1 else []
     parts += [f"link {group.link}"] if group.link != "instant" else []
+    parts += [group.stream] if group.stream else []
     parts += [f"updates {count(group.delay, 'batch').replace('batchs', 'batches')} late"] if group.delay else []
     return ", ".join(parts)
 

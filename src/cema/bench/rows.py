@@ -40,6 +40,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     link: str = "instant"
     delay: int = 0
     """Batches between the publication of an update and its use."""
+    stream: str = ""
+    """What else shaped the stream, as key=value: limit, alpha, imbalance, visits, fps; where the setting has them."""
     samples: int
     accuracy: float
     accuracy_second_half: float
@@ -84,3 +86,9 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
 
     rows: list[Row]
     provenance: Provenance
+
+
+def encode_results(results: Results) -> bytes:
+    """JSON with one row per line, so that a difference between two runs can be read."""
+    rows = b",\n".join(map(msgspec.json.encode, results.rows))
+    return b'{"rows":[\n' + rows + b'\n],\n"provenance":' + msgspec.json.encode(results.provenance) + b"}\n"

@@ -7,9 +7,10 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,11 +57,19 @@ class Watcher:
         """A cell is done and on disk."""
 
 
-def run(place: Workplace, out: Path, *, resume: bool, processes: int, watcher: Watcher | None = None) -> Finished:
+def run(
+    place: Workplace,
+    out: Path,
+    *,
+    resume: bool,
+    processes: int,
+    watcher: Watcher | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Finished:
     """Run what is missing.
 
     out: results are kept below. resume: use the cells that are there already; else they are run again.
-    processes: each with ``place.threads`` threads.
+    processes: each with ``place.threads`` threads. stop: asked after every cell; True ends the run with what is there.
 
     Raises
     ------
@@ -75,18 +84,23 @@ def run(place: Workplace, out: Path, *, resume: bool, processes: int, watcher: W
     kept, failures = len(rows), []
     watcher.begin(len(wanted) - kept, kept)
     todo = {key: cell for key, cell in wanted.items() if key not in rows}
-    for key, result in _everywhere(place, todo, processes, watcher.pictures):
-        if isinstance(result, str):
-            failures.append(Failure(wanted[key], result))
-            continue
-        _save(folder / f"{key}.json", result)
-        rows[key] = result
-        watcher.finished(wanted[key], result)
+    with closing(_everywhere(place, todo, processes, watcher.pictures)) as results:
+        for key, result in results:
+            if isinstance(result, str):
+                failures.append(Failure(wanted[key], result))
+                continue
+            _save(folder / f"{key}.json", result)
+            rows[key] = result
+            watcher.finished(wanted[key], result)
+            if stop():
+                break
     return Finished([row for key in wanted for row in rows.get(key, [])], failures, kept)
 
 
-def _everywhere(place: Workplace, todo: dict[str, Cell], processes: int, pictures: Callable[[int], None]) -> Any:
-    """(key, rows or message) as cells finish."""
+def _everywhere(
+    place: Workplace, todo: dict[str, Cell], processes: int, pictures: Callable[[int], None]
+) -> Generator[tuple[str, list[Row] | str], None, None]:
+    """(key, rows or message) as cells finish; closed early, it ends its processes."""
     if not todo:
         return
     context = multiprocessing.get_context("spawn")
@@ -99,18 +113,18 @@ def _everywhere(place: Workplace, todo: dict[str, Cell], processes: int, picture
         futures: dict[Future[list[Row] | str], str] = {pool.submit(_work, cell): key for key, cell in todo.items()}
         for future in as_completed(futures):
             yield futures[future], future.result()
+        counts.put(None)
+        counter.join()
     except BrokenProcessPool as error:
         raise BenchError(
             "a process of the benchmark died", hint="finished cells are kept: fewer --processes and --resume"
         ) from error
-    except BaseException:
+    except BaseException:  # Ctrl-C, or nobody wants the rest
         for child in multiprocessing.active_children():
             child.terminate()
         raise
-    finally:
+    finally:  # a process ended by force may hold the queue's lock: the counter, a daemon, is left alone then
         pool.shutdown(cancel_futures=True)
-        counts.put(None)
-        counter.join()
 
 
 def _count(counts: Any, pictures: Callable[[int], None]) -> None:

@@ -43,7 +43,7 @@ class Workplace:
 
     @cached_property
     def dataset(self) -> Dataset:
-        return self.everything.head(self.spec.limit)
+        return self.everything.part(self.spec.skip, self.spec.limit)
 
     @cached_property
     def pair(self) -> Pair:
@@ -51,10 +51,10 @@ class Workplace:
 
     def clean(self) -> tuple[Uint8Array, str]:
         """(clean pictures, ``outside`` or ``stream``): outside the stream if the data set has more than is streamed."""
-        limit = len(self.dataset)
-        outside = self.everything.images[limit : limit + CLEAN_PICTURES]
-        if len(outside):
-            return np.stack(list(outside)), "outside"
+        images, first = self.everything.images, self.spec.skip
+        outside = [*images[first + len(self.dataset) :][:CLEAN_PICTURES], *images[:first][-CLEAN_PICTURES:]]
+        if outside:
+            return np.stack(outside[:CLEAN_PICTURES]), "outside"
         return np.stack(list(self.dataset.images[:CLEAN_PICTURES])), "stream"
 
     def pictures(self, seed: int) -> Pictures:
@@ -119,6 +119,7 @@ def _row(
         "edges": spec.edges,
         "link": spec.link.name,
         "delay": cell.delay,
+        "stream": spec.stream,
         "peak_rss_mb": round(probe.process_peak_mb, 1),
         "edge_peak_mb": _rounded(probe.peak_mb("edge")),
         "cloud_peak_mb": _rounded(probe.peak_mb("cloud")),

@@ -33,6 +33,7 @@ _STREAM_OPTIONS = (
     click.option("--dataset", default="digits", show_default=True, metavar="NAME", help="See docs/benchmark.md."),
     click.option("--data", type=_FOLDER, help="Its folder or file [env: CEMA_DATA]."),
     click.option("--limit", type=click.IntRange(1), help="The first N photographs; default: all."),
+    click.option("--skip", default=0, type=click.IntRange(0), help="Leave out so many before, e.g. to tune on others."),
     click.option("--corruptions", default=FOUR, show_default=True, metavar="A,B|all|extra|clean"),
     click.option("--severity", default=5, show_default=True, type=click.IntRange(1, 5)),
     click.option("--setting", default="reset", show_default=True, metavar="NAME", help="reset, continual, gradual, "
@@ -80,7 +81,7 @@ def run_command(**given: Any) -> None:
     """
     from cema.bench.provenance import provenance
     from cema.bench.report import write_report
-    from cema.bench.rows import Results
+    from cema.bench.rows import Results, encode_results
     from cema.bench.run import run
     from cema.cli.bench_progress import Progress
 
@@ -93,7 +94,7 @@ def run_command(**given: Any) -> None:
     if given["json_file"] == "-":
         emit_json(results)
     elif given["json_file"]:
-        _write(Path(given["json_file"]), msgspec.json.format(msgspec.json.encode(results), indent=1))
+        _write(Path(given["json_file"]), encode_results(results))
     if finished.rows:
         files = write_report([results], given["out"])
         click.echo(f"{len(finished.rows)} rows; report: {files.html}", err=True)
@@ -137,7 +138,19 @@ def _workplace(given: dict[str, Any]) -> Any:
     if given["edge_model"]:
         own = PairNames(*(given[k] for k in ("edge_model", "foundation_model", "edge_weights", "foundation_weights")))
     names = pair_names(given["dataset"], data, own)
-    same = ("dataset", "severity", "setting", "batch_size", "limit", "edges", "fps", "alpha", "imbalance", "visits")
+    same = (
+        "dataset",
+        "severity",
+        "setting",
+        "batch_size",
+        "skip",
+        "limit",
+        "edges",
+        "fps",
+        "alpha",
+        "imbalance",
+        "visits",
+    )
     spec = Spec(
         **{name: given[name] for name in same},
         methods=tuple(name.strip() for name in given["methods"].split(",") if name.strip()),
@@ -146,7 +159,7 @@ def _workplace(given: dict[str, Any]) -> Any:
         delays=read_numbers(given["delay"]),
         link=read_link(given["link"]),
         options=read_options(given["options"]),
-        identity=identity(load_dataset(given["dataset"], data, given["limit"]), names),
+        identity=identity(load_dataset(given["dataset"], data).part(given["skip"], given["limit"]), names),
     )
     cache = given["cache"] or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cema"
     processes = given["processes"] or min(os.cpu_count() or 1, 8)
@@ -156,6 +169,6 @@ def _workplace(given: dict[str, Any]) -> Any:
 def _write(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content + b"\n")
+        path.write_bytes(content)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error}") from error

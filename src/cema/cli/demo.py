@@ -50,7 +50,8 @@ def demo(
     from cema.demo.scenario import scenario
     from cema.demo.show import show
 
-    folder = data or (Path(os.environ["CEMA_DATA"]) if os.environ.get("CEMA_DATA") else None)
+    given = data or (Path(os.environ["CEMA_DATA"]) if os.environ.get("CEMA_DATA") else None)
+    folder = given.resolve() if given else None  # the edge processes have a working folder of their own
     chosen = scenario(dataset)
     chosen.weights(folder)
     started = time.monotonic()

@@ -1,0 +1,137 @@
+"""Regenerates a table of ``cema bench`` that the README or the documentation quotes, by name.
+
+    python benchmarks/tables.py oracle --data DIR
+    python benchmarks/tables.py cifar-reset cifar-continual cifar-seeds batch-one imagenet row --data DIR
+
+Rivals run with the numbers of results/tuning.json. Finished cells are kept in the cache folder: a table that was
+interrupted goes on, and ``--within 30`` stops after so many minutes. Written to results/NAME.json with what is there
+so far; ``cema bench report`` makes the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+from kept import FOUR, cells_folder, workplace
+from provenance import ROOT
+
+from cema.bench.corruptions import COMMON
+from cema.bench.grid import Cell, Spec
+from cema.bench.methods import METHODS
+from cema.bench.provenance import provenance
+from cema.bench.rows import Results, Row, encode_results
+from cema.bench.run import Watcher, run
+
+RESULTS = ROOT / "benchmarks" / "results"
+RIVALS = ("source", "bn", "tent", "eata", "cema-paper", "labels")
+CHEAP_FIRST = (*(name for name in METHODS if name != "cotta"), "cotta")
+"""A table that is cut off lacks the most expensive method."""
+DEEP = {"cema-paper": {"norm_targets": "batch"}}
+"""For EfficientNet (ADR 9), beside the method as published."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """What is run. processes: 1 where times are quoted. tuned: whether the numbers of tuning.json are used."""
+
+    specs: tuple[Spec, ...]
+    processes: int = 2
+    tuned: bool = True
+
+
+def _cifar(**changes: object) -> Spec:
+    return msgspec.structs.replace(
+        Spec(dataset="cifar10", methods=CHEAP_FIRST, corruptions=COMMON, limit=2000), **changes
+    )
+
+
+def _imagenet(severity: int) -> tuple[Spec, Spec]:
+    corruptions = ("gaussian_noise", "defocus_blur", "fog", "contrast", "jpeg_compression")
+    methods = ("source", "bn", "eata", "cema-paper")
+    published = Spec(dataset="imagenet", methods=methods, corruptions=corruptions, severity=severity)
+    return published, msgspec.structs.replace(published, methods=("cema-paper",), options=DEEP)
+
+
+TABLES = {
+    "oracle": Table(
+        (_cifar(methods=("source", "bn", "cema-paper", "cema-released", "labels"), corruptions=FOUR),),
+        processes=1,
+        tuned=False,
+    ),
+    "cifar-reset": Table((_cifar(),)),
+    "cifar-continual": Table((_cifar(setting="continual"),)),
+    "cifar-seeds": Table(
+        (_cifar(methods=RIVALS, seeds=(0, 1, 2)), _cifar(methods=RIVALS, seeds=(0, 1, 2), setting="continual"))
+    ),
+    "batch-one": Table(
+        (_cifar(methods=("source", "bn", "bn-ema", "cema-paper"), corruptions=FOUR, batch_size=1, limit=1000),)
+    ),
+    "imagenet": Table((*_imagenet(3), *_imagenet(5)), tuned=False),
+    "row": Table((_cifar(methods=("cema-paper",), limit=None),)),
+}
+
+
+class Lines(Watcher):
+    """One line per finished cell."""
+
+    def begin(self, todo: int, kept: int) -> None:
+        self.todo, self.done = todo, 0
+        print(f"{todo} cells to run, {kept} kept", flush=True)
+
+    def finished(self, cell: Cell, rows: Sequence[Row]) -> None:
+        self.done += 1
+        where, accuracy = cell.corruptions[0], rows[-1].accuracy
+        print(f"{self.done}/{self.todo} {cell.method} {where} seed {cell.seed}: {accuracy:.3f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", choices=TABLES)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--within", type=float, default=24 * 60, help="minutes, for all tables together")
+    arguments = parser.parse_args()
+    end_s = time.monotonic() + 60 * arguments.within
+    for name in arguments.names:
+        _make(name, TABLES[name], arguments.data, end_s)
+
+
+def _make(name: str, table: Table, data: Path, end_s: float) -> None:
+    started_at, rows, failures = datetime.now(UTC), [], []
+    for spec in table.specs:
+        place = workplace(_with_options(spec, table.tuned), data, table.processes)
+        finished = run(
+            place,
+            cells_folder("rows"),
+            resume=True,
+            processes=table.processes,
+            watcher=Lines(),
+            stop=lambda: time.monotonic() > end_s,
+        )
+        rows += finished.rows
+        failures += finished.failures
+    results = Results(rows=rows, provenance=provenance(["bench", "run", f"(benchmarks/tables.py {name})"], started_at))
+    (RESULTS / f"{name}.json").write_bytes(encode_results(results))
+    print(f"{name}: {len(rows)} rows")
+    for failure in failures:
+        print(f"failed: {failure.cell.method}: {failure.message}", file=sys.stderr)
+
+
+def _with_options(spec: Spec, tuned: bool) -> Spec:
+    """The chosen numbers of the rivals that take part."""
+    if not tuned:
+        return spec
+    chosen = json.loads((RESULTS / "tuning.json").read_text())["methods"]
+    options = {name: chosen[name]["chosen"] for name in spec.methods if chosen.get(name, {}).get("chosen")}
+    return msgspec.structs.replace(spec, options={**options, **spec.options})
+
+
+if __name__ == "__main__":
+    main()
