@@ -133,3 +133,15 @@ def test_a_run_that_is_told_to_stop_keeps_what_is_finished(tmp_path: Path) -> No
     assert len(first.rows) == len(asked) == 1
     (kept,) = (tmp_path / CELLS).glob("*.json")
     assert msgspec.json.decode(kept.read_bytes(), type=list[Row]) == first.rows
+
+
+def test_cema_paper_on_photographs_is_the_same_to_the_bit_for_a_seed(data_dir: Path, tmp_path: Path) -> None:
+    spec = Spec(dataset="cifar10", methods=("cema-paper",), corruptions=("contrast",), limit=448)
+    cell = Cell(method="cema-paper", corruptions=("contrast",), seed=0, delay=0)
+    runs = [
+        run_cell(Workplace(spec, pair_names("cifar10", data_dir), data_dir, tmp_path, threads=1), cell)[0]
+        for _ in range(2)
+    ]
+    assert runs[0].digest == runs[1].digest
+    assert runs[0].updates > 0
+    assert same(runs[:1]) == same(runs[1:])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from itertools import zip_longest
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +17,20 @@ from cema.bench.rows import CURVE_WINDOW
 from cema.bench.streams import Pictures, Segment, Stream
 from cema.types import Float32Array
 
-Figures = dict[str, float | int | list[float] | None]
+Figures = dict[str, float | int | str | list[float] | None]
 """The measured fields of a ``Row``."""
+DIGEST_CHARACTERS = 16
+"""64 bits: enough to tell runs apart, short enough to read."""
+
+
+class Digest(Protocol):
+    """What hashlib's objects are."""
+
+    def update(self, data: bytes, /) -> None: ...
+
+    def digest(self) -> bytes: ...
+
+    def hexdigest(self) -> str: ...
 
 
 @dataclass
@@ -32,6 +46,7 @@ class Tally:
     updates: int = 0
     edge_s: float = 0.0
     cloud_s: float = 0.0
+    digest: Digest = field(default_factory=sha256)
 
     def add(self, answer: Answer, labels_B: NDArray[np.int64], mask_K: NDArray[np.bool_] | None) -> None:
         """One batch. mask_K: the classes that an answer may name, None = all."""
@@ -39,6 +54,7 @@ class Tally:
         if mask_K is not None:
             probabilities_BK = np.where(mask_K, probabilities_BK, 0)
             probabilities_BK = probabilities_BK / np.maximum(probabilities_BK.sum(1, keepdims=True), 1e-12)
+        self.digest.update(np.ascontiguousarray(answer.probabilities_BK).tobytes())
         self.correct.append(probabilities_BK.argmax(1) == labels_B)
         self.confidence.append(probabilities_BK.max(1))
         self.ms_per_image.append(1000 * answer.edge_s / len(labels_B))
@@ -57,6 +73,7 @@ class Tally:
             "ece": metrics.expected_calibration_error(confidence_N, correct_N),
             "edge_ms_p50": float(np.percentile(self.ms_per_image, 50)),
             "edge_ms_p99": float(np.percentile(self.ms_per_image, 99)),
+            "digest": self.digest.hexdigest()[:DIGEST_CHARACTERS],
             "curve": [round(point, 4) for point in metrics.curve(correct_N, CURVE_WINDOW)],
             **{name: getattr(self, name) for name in ("uploads", "bytes_up", "bytes_down", "updates")},
             **{name: round(getattr(self, name), 4) for name in ("edge_s", "cloud_s")},
@@ -103,6 +120,7 @@ def whole(measured: Sequence[Measured]) -> Tally:
         total.correct += each.correct
         total.confidence += each.confidence
         total.ms_per_image += each.ms_per_image
+        total.digest.update(each.digest.digest())
         for name in ("uploads", "bytes_up", "bytes_down", "updates", "edge_s", "cloud_s"):
             setattr(total, name, getattr(total, name) + getattr(each, name))
     return total

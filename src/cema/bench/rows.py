@@ -62,6 +62,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     edge_peak_mb: float | None = None
     """Memory that the edge's work added to the process, at its highest."""
     cloud_peak_mb: float | None = None
+    digest: str = ""
+    """Of all probabilities, to the bit: equal for two runs that are equal."""
     curve: list[float] = []
     """Accuracy of each window of CURVE_WINDOW images, in stream order; the last may be shorter."""
 
