@@ -18,7 +18,8 @@ CemaError
 ├── StorageError           disk or database
 ├── TransportError         the cloud could not be reached
 ├── DependencyError        an extra that is not installed
-└── DemoError              a process of the demo failed
+├── DemoError              a process of the demo failed
+└── BenchError             a part of a benchmark could not be run
 """
 
 from __future__ import annotations

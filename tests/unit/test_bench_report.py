@@ -230,7 +230,9 @@ def test_the_csv_reads_back_equal(tmp_path: Path) -> None:
     read = []
     for line in lines:
         values: dict[str, Any] = {name: text or None for name, text in line.items()}
-        values |= {name: msgspec.json.decode(line[name]) for name in ("options", "curve")} | {"stream": line["stream"]}
+        values |= {name: msgspec.json.decode(line[name]) for name in ("options", "curve")} | {
+            name: line[name] for name in ("stream", "digest")
+        }
         read.append(msgspec.convert(values, Row, strict=False))
     assert read == [hostile, *ROWS]
 
