@@ -25,7 +25,7 @@ def start(folder: Path, *options: str) -> subprocess.Popen[str]:
 
 
 def test_demo_adapts_both_edges_and_ends_with_the_documented_json(tmp_path: Path) -> None:
-    demo = start(tmp_path, "--samples", "2000")
+    demo = start(tmp_path, "--samples", "4000")  # with 2,000 the gain hangs on when the updates land: 5 to 12 points
     out, err = demo.communicate(timeout=280)
     assert demo.returncode == 0, err
     result = json.loads(out.splitlines()[-1])
@@ -33,7 +33,7 @@ def test_demo_adapts_both_edges_and_ends_with_the_documented_json(tmp_path: Path
     assert [edge["name"] for edge in result["edges"]] == ["edge-1", "edge-2"]
     for edge in result["edges"]:
         assert edge.keys() == FIELDS
-        assert edge["accuracy_adapted"] > edge["accuracy_source"] + 0.05
+        assert edge["accuracy_adapted"] > edge["accuracy_source"] + 0.15
         assert edge["updates_applied"] > 10
         assert 0 < edge["uploads"] < edge["samples"]
         assert edge["bytes_up"] > edge["bytes_down"] > 0
