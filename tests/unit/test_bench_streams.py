@@ -37,6 +37,13 @@ def test_same_seed_same_stream_another_seed_another_order(setting: str, seed: in
     assert orders[0] == orders[1] != orders[2]
 
 
+def test_stored_order_is_that_of_the_data_set_whatever_the_seed() -> None:
+    (stream, *_) = make_streams("reset", NAMES, 5, LABELS, 7, Shape(shuffle=False))
+    np.testing.assert_array_equal(stream.segments[0].index_N, np.arange(len(LABELS)))
+    (by_class, *_) = make_streams("correlated", NAMES, 5, LABELS, 7, Shape(shuffle=False, alpha=0))
+    np.testing.assert_array_equal(by_class.segments[0].index_N, np.argsort(LABELS, kind="stable"))
+
+
 @pytest.mark.parametrize("setting", ["reset", "correlated", "continual", "gradual"])
 def test_every_photograph_comes_once_per_corruption(setting: str) -> None:
     for stream in make_streams(setting, NAMES, 3, LABELS, seed=1):

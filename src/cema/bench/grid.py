@@ -43,6 +43,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     alpha: float = Shape.alpha
     imbalance: float = Shape.imbalance
     visits: int = Shape.visits
+    shuffle: bool = Shape.shuffle
     options: dict[str, dict[str, bool | int | float | str]] = {}
     identity: str = ""
 
@@ -65,6 +66,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """As in ``Row.stream``."""
         known: dict[str, object] = {"skip": self.skip} if self.skip else {}
         known |= {"limit": self.limit} if self.limit else {}
+        known |= {} if self.shuffle else {"order": "stored"}
         of_setting = {"correlated": "alpha", "label_shift": "imbalance", "recurring": "visits"}
         if self.setting in of_setting:
             known[of_setting[self.setting]] = getattr(self, of_setting[self.setting])
@@ -74,7 +76,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def shape(self) -> Shape:
-        return Shape(self.alpha, self.imbalance, self.visits)
+        return Shape(self.alpha, self.imbalance, self.visits, self.shuffle)
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):

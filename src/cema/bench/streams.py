@@ -33,11 +33,13 @@ MIXED = "mixed"
 class Shape:
     """How a setting is shaped. alpha: concentration of the Dirichlet distribution over time of each class
     (``correlated``; RoTTA and NOTE use 0.1), 0 = sorted by class. imbalance: most frequent class / rarest
-    (``label_shift``; long-tailed CIFAR uses 10 to 100). visits: how often each corruption comes (``recurring``)."""
+    (``label_shift``; long-tailed CIFAR uses 10 to 100). visits: how often each corruption comes (``recurring``).
+    shuffle: whether the seed draws the order of the photographs; else it is that of the data set."""
 
     alpha: float = 0.1
     imbalance: float = 10.0
     visits: int = 3
+    shuffle: bool = True
 
     def __post_init__(self) -> None:
         if self.alpha < 0 or self.imbalance < 1 or self.visits < 2:
@@ -143,9 +145,9 @@ def _reordered(segment: Segment, rng: np.random.Generator) -> Segment:
 
 
 def _order(setting: str, labels_N: Indices, shape: Shape, rng: np.random.Generator) -> Indices:
+    order_N = rng.permutation(len(labels_N)) if shape.shuffle else np.arange(len(labels_N))
     if setting == "correlated":
-        return _dirichlet(labels_N, shape.alpha, rng)
-    order_N = rng.permutation(len(labels_N))
+        return _dirichlet(labels_N, order_N, shape.alpha, rng)
     if setting == "label_shift":
         return _long_tail(labels_N, order_N, shape.imbalance, rng)
     return order_N
@@ -172,16 +174,15 @@ def _recurring(corruptions: Sequence[str], severity: int, order_N: Indices, visi
     )
 
 
-def _dirichlet(labels_N: Indices, alpha: float, rng: np.random.Generator) -> Indices:
+def _dirichlet(labels_N: Indices, order_N: Indices, alpha: float, rng: np.random.Generator) -> Indices:
     """Each class spreads over as many slots of time as there are classes, by a Dirichlet draw (as in NOTE, Gong et al.,
     NeurIPS 2022, and RoTTA, Yuan et al., CVPR 2023); alpha = 0: one class after the other."""
-    shuffled = rng.permutation(len(labels_N))
     classes = np.unique(labels_N)
     if alpha == 0:
-        return shuffled[np.argsort(labels_N[shuffled], kind="stable")]
+        return order_N[np.argsort(labels_N[order_N], kind="stable")]
     slots: list[list[Indices]] = [[] for _ in classes]
     for label in classes:
-        members = shuffled[labels_N[shuffled] == label]
+        members = order_N[labels_N[order_N] == label]
         ends = np.round(np.cumsum(rng.dirichlet(np.full(len(classes), alpha))) * len(members)).astype(int)[:-1]
         for slot, part in zip(slots, np.split(members, ends), strict=True):
             slot.append(part)

@@ -45,6 +45,8 @@ _STREAM_OPTIONS = (
     click.option("--imbalance", default=10.0, show_default=True, type=click.FloatRange(1),
                  help="label_shift: most frequent class / rarest."),
     click.option("--visits", default=3, show_default=True, type=click.IntRange(2), help="recurring: rounds."),
+    click.option("--shuffle/--stored-order", default=True, show_default=True, help="Order of the photographs: drawn "
+                 "from the seed, or as the data set has it, to compare with figures of one stream."),
 )  # fmt: skip
 _LINK_OPTIONS = (
     click.option("--link", default="instant", show_default=True, metavar="NAME|key=value,...",
@@ -150,6 +152,7 @@ def _workplace(given: dict[str, Any]) -> Any:
         "alpha",
         "imbalance",
         "visits",
+        "shuffle",
     )
     spec = Spec(
         **{name: given[name] for name in same},
