@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from cema.bench.methods import METHODS, OnDevice
 from cema.bench.methods.cotta import Cotta, CottaSettings
 from cema.bench.methods.cotta_augment import Augment, AugmentStrength, blend, blur, grey, move, turn_hue
 from cema.cloud.adapt.base import read_options
@@ -144,6 +145,25 @@ def test_batches_of_one_image_and_two_classes() -> None:
         assert answer.shape == (1, 2)
         assert answer.dtype == torch.float32
         assert torch.isfinite(answer).all()
+
+
+def test_many_classes_get_the_published_threshold_and_share_for_imagenet() -> None:
+    entry = METHODS["cotta"]
+    assert isinstance(entry, OnDevice)
+    s = read_options(CottaSettings, "cotta", entry.many_classes)
+    assert (s.threshold, s.restore, s.teacher_momentum, s.augmentations) == (0.1, 0.001, 0.999, 32)
+    published = CottaSettings()
+    assert (published.threshold, published.restore) == (0.92, 0.01)
+
+
+def test_views_have_the_strengths_of_the_released_code() -> None:
+    """In its terms: ranges of factors, degrees, and parts of a side that was padded to twice its length."""
+    s = AugmentStrength()
+    reach = {"brightness": s.brightness, "contrast": s.contrast, "saturation": s.saturation, "gamma": s.gamma}
+    ranges = {name: (round(1 - r, 9), round(1 + r, 9)) for name, r in reach.items()}
+    assert ranges == {"brightness": (0.6, 1.4), "contrast": (0.7, 1.3), "saturation": (0.5, 1.5), "gamma": (0.7, 1.3)}
+    assert (s.hue, s.rotation, s.shift, s.scale) == (0.06, 15.0, 2 * 1 / 16, 0.1)
+    assert (s.blur, s.mirror, s.noise) == (0.5, 0.5, 0.005)
 
 
 def test_settings_have_ranges() -> None:

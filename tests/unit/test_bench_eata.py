@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from cema.bench.methods import METHODS, OnDevice
 from cema.bench.methods.bn import BatchNorm, BatchNormSettings
 from cema.bench.methods.eata import FISHER_BATCH, Eata, EataSettings, Eta, EtaSettings
 from cema.errors import ConfigError
@@ -203,6 +204,35 @@ def test_published_numbers_for_cifar_are_the_defaults() -> None:
     s = EataSettings()
     assert (s.lr, s.momentum, s.e_margin, s.d_margin, s.mean_share) == (0.005, 0.9, 0.4, 0.4, 0.1)
     assert (s.fisher_alpha, s.fisher_samples, Eata.prepare_images) == (1.0, 2000, 2000)
+
+
+def test_many_classes_get_the_published_numbers_for_imagenet() -> None:
+    for name in ("eta", "eata"):
+        entry = METHODS[name]
+        assert isinstance(entry, OnDevice)
+        s = msgspec.convert(entry.many_classes, EtaSettings if name == "eta" else EataSettings)
+        assert (s.lr, s.momentum, s.e_margin, s.d_margin, s.mean_share) == (0.00025, 0.9, 0.4, 0.05, 0.1)
+        if isinstance(s, EataSettings):
+            assert (s.fisher_alpha, s.fisher_samples) == (2000.0, 2000)
+
+
+def test_a_sample_weighs_more_the_further_it_is_below_the_margin() -> None:
+    """Eq. 2 and 3 by hand, on two samples of two classes whose logits are gamma times theirs."""
+    net = nn.Sequential(nn.Flatten(), nn.LayerNorm(2, eps=0), nn.Linear(2, 2)).double().eval()
+    net[2].weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))  # type: ignore[union-attr,operator]
+    net[2].bias.data.copy_(torch.tensor([2.0, 0.0]))  # type: ignore[union-attr,operator]
+    images = torch.tensor([[3.0, 1.0], [1.0, 3.0]]).double().view(2, 2, 1, 1)  # normalised: (1, -1), (-1, 1)
+    eta = Eta(net, EtaSettings(e_margin=1, d_margin=1, lr=0.1), 0)
+    eta.predict(images)
+    # logits (2 + gamma z, 0): with p = sigmoid(l), dH/dl = -l p (1 - p), so dL/dgamma_0 = -mean of w l p (1 - p) z
+    slope = 0.0
+    for z in (1.0, -1.0):
+        logit = 2 + z
+        p = 1 / (1 + math.exp(-logit))
+        weight = math.exp(math.log(2) + p * math.log(p) + (1 - p) * math.log(1 - p))
+        slope -= weight * logit * p * (1 - p) * z / 2
+    assert net[1].weight[0].item() == pytest.approx(1 - 0.1 * slope, rel=1e-9)  # type: ignore[union-attr,index]
+    assert net[1].weight[1].item() == 1.0  # type: ignore[union-attr,index]
 
 
 def test_eata_without_clean_pictures_is_refused() -> None:

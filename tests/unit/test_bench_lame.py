@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import msgspec
 import numpy as np
 import pytest
 import torch
@@ -146,4 +145,8 @@ def test_settings_have_ranges() -> None:
             read_options(LameSettings, "lame", wrong)
     with pytest.raises(AttributeError):
         LameSettings().neighbours = 2  # type: ignore[misc]
-    assert msgspec.to_builtins(LameSettings())["neighbours"] == 5
+
+
+def test_published_numbers_are_the_defaults() -> None:
+    s = LameSettings()
+    assert (s.affinity, s.neighbours, s.max_steps, s.tolerance, s.batch_statistics) == ("knn", 5, 100, 1e-8, False)

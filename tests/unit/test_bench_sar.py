@@ -143,6 +143,27 @@ def test_parameters_return_exactly_when_the_climb_leaves_no_reliable_sample() ->
     assert sar.mean_loss is None
 
 
+@pytest.mark.parametrize(("images", "share"), [(1, 1 / 32), (8, 8 / 32), (32, 1.0), (64, 1.0)])
+def test_a_batch_below_32_images_gets_its_share_of_the_learning_rate(images: int, share: float) -> None:
+    sar = Sar(conv_net(), SarSettings(lr=0.5, e_margin=1, reset_entropy=0.0), 0)
+    sar.predict(batch(images))
+    assert sar.optimiser.param_groups[0]["lr"] == pytest.approx(0.5 * share)
+
+
+def test_the_moving_mean_of_the_loss_and_the_recovery_by_hand() -> None:
+    sar = Sar(conv_net(), SarSettings(reset_entropy=0.2), 0)
+    sar._recover(0.3)
+    assert sar.mean_loss == 0.3  # begins with the first loss
+    sar._recover(0.1)
+    assert sar.mean_loss == pytest.approx(0.9 * 0.3 + 0.1 * 0.1)
+    sar.mean_loss = 0.21
+    with torch.no_grad():
+        sar.trained[0].add_(1)
+    sar._recover(0.05)  # 0.9 * 0.21 + 0.1 * 0.05 = 0.194
+    assert sar.mean_loss is None
+    assert torch.equal(sar.trained[0], sar.source[0])
+
+
 def test_a_batch_without_a_reliable_sample_changes_nothing() -> None:
     net = conv_net(sharpness=0.01)
     sar = Sar(net, SarSettings(lr=0.5), 0)

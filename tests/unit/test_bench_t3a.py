@@ -131,6 +131,7 @@ def test_batch_statistics_are_a_setting() -> None:
 
 def test_settings_have_ranges() -> None:
     assert read_options(T3ASettings, "t3a", {"filter_k": 100}).filter_k == 100
+    assert T3ASettings() == T3ASettings(filter_k=20, batch_statistics=False)
     for wrong in ({"filter_k": -1}, {"filter_k": 1.5}, {"m": 1}):
         with pytest.raises(ConfigError):
             read_options(T3ASettings, "t3a", wrong)

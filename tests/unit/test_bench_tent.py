@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from cema.bench.methods import METHODS, OnDevice
 from cema.bench.methods.bn import BatchNorm, BatchNormSettings
 from cema.bench.methods.tent import Tent, TentSettings
 from cema.errors import ConfigError
@@ -81,6 +82,13 @@ def test_adam_is_the_default_with_the_published_numbers() -> None:
         first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g**2
         theta = theta - 0.001 * (first / (1 - 0.9**t)) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
     np.testing.assert_allclose(affine(net), theta, rtol=1e-6, atol=1e-7)
+
+
+def test_many_classes_get_the_published_numbers_for_imagenet() -> None:
+    entry = METHODS["tent"]
+    assert isinstance(entry, OnDevice)
+    s = msgspec.convert(entry.many_classes, TentSettings)
+    assert (s.optimiser, s.lr, s.momentum) == ("sgd", 0.00025, 0.9)
 
 
 def test_the_answer_is_that_of_the_forward_before_the_step() -> None:

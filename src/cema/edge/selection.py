@@ -20,7 +20,7 @@ from cema.types import Float32Array
 BoolArray = NDArray[np.bool_]
 
 MEAN_PROBABILITY_DECAY = 0.9
-"""m <- 0.9 m + 0.1 mean(kept probabilities) (EATA, Niu et al., ICML 2022, Eq. 5)."""
+"""m <- 0.9 m + 0.1 mean(kept probabilities) (EATA, Niu et al., ICML 2022, Eq. 4)."""
 
 
 def softmax(logits_BK: Float32Array) -> Float32Array:

@@ -18,7 +18,8 @@ PAPER_FILTERS = SelectionConfig(e_max_warmup_samples=64)
 """The paper's filters as the published figures were made: E_min 0.02 ln C, dynamic E_max after 64 samples."""
 EVERYTHING = SelectionConfig(enabled=False)
 RELEASED_MARGIN = {10: 0.4, 1000: 0.05}
-"""d of the redundancy filter by number of classes (EATA and the released configuration of CEMA)."""
+"""d of the redundancy filter by number of classes: 0.4 is EATA's for CIFAR-10-C (CEMA's authors publish no
+configuration with ten classes), 0.05 is EATA's and CEMA's for ImageNet-C."""
 CLOUD_ONLY = "cloud-only"
 MANY_CLASSES = 200
 """From so many classes on (ImageNet-R's) the published numbers for ImageNet are used."""
@@ -27,7 +28,7 @@ MANY_CLASSES = 200
 @dataclass(frozen=True)
 class OnDevice:
     """A ``DeviceMethod`` as ``module:Class``. many_classes: published numbers for ImageNet, where they differ from the
-    class's own (those for CIFAR-10); used from MANY_CLASSES on."""
+    class's own (those for CIFAR-10); used from MANY_CLASSES on. What of them a class cannot take, it says itself."""
 
     path: str
     many_classes: Options = field(default_factory=dict)

@@ -54,7 +54,9 @@ class Sar(DeviceMethod):
         theta <- SGD step from theta with the gradient of L at theta'                                   (Eq. 5)
         e <- (1 - share) e + share L;  if e < e_0: theta <- source, e and the momentum are forgotten    (recovery)
 
-    Where S1 or S2 is empty there is no step (Algorithm 1). The answer is that of the first forward.
+    Where S1 or S2 is empty there is no step, as in Algorithm 1; in the released code the momentum then runs on.
+    Algorithm 1 and the released code keep e after a recovery, which the authors call an oversight (issue 4 of their
+    repository); that code keeps the momentum, too. The answer is that of the first forward.
 
     The authors leave the top of the network alone, by name: ``layer4`` of a ResNet-50 (10 of its 53 norm layers),
     the last three blocks and the final norm of a ViT-B (7 of 25). Other networks have no such names, so here it is a

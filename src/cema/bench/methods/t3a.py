@@ -36,7 +36,8 @@ class T3A(DeviceMethod):
 
     Of each S_k stay the M with the lowest entropy H(p) of the model's own answer (of w_k: the classifier's answer
     to w_k). The answer is softmax_k(z . c_k), c_k the sum of S_k scaled to length 1 as in the authors' code
-    (the paper's mean differs by a length per class). A batch joins before it is answered.
+    (the paper's mean differs by a length per class). That code files w_k under the class the classifier gives it, here
+    as in the paper it starts class k. A batch joins before it is answered.
     """
 
     Settings = T3ASettings

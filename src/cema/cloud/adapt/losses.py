@@ -16,7 +16,7 @@ def entropy(logits_BK: torch.Tensor) -> torch.Tensor:
 
 
 def confidence_weight(entropy_B: torch.Tensor, e_max_nats: float) -> torch.Tensor:
-    """h(x) = exp(E_max - H(x)), without gradient: confident samples count more (EATA, Eq. 4)."""
+    """h(x) = exp(E_max - H(x)), without gradient: confident samples count more (EATA, Eq. 3)."""
     return torch.exp(e_max_nats - entropy_B.detach())
 
 
