@@ -122,6 +122,7 @@ class WorkerConfig(Section, frozen=True, kw_only=True):
     lease_s: Annotated[float, Meta(gt=1, le=3600)] = 10.0  # a crashed worker's group is free again after this
     idle_interval_s: Annotated[float, Meta(gt=0, le=60)] = 0.05  # pause between looks at the queue
     publish_min_interval_s: Seconds = 10.0  # versions are coalesced: at most one per group in this time
+    update_encoding: Literal["float16", "float32"] = "float16"  # of updates; float32 for devices without float16
 
 
 class RetentionConfig(Section, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ import numpy as np
 
 from cema.wire import signing
 from cema.wire.bundle import Bundle, encode_bundle, fingerprint
+from cema.wire.difference import encode_difference, source_base
 from cema.wire.image import encode_image
 from cema.wire.messages import (
     BundleManifest,
@@ -25,7 +26,7 @@ from cema.wire.messages import (
     UpdateManifest,
     encode_msgpack,
 )
-from cema.wire.update import content_id, encode_update
+from cema.wire.update import content_id, encode_update, read_manifest
 
 HERE = Path(__file__).parent
 PRIVATE_KEY = "Z29sZGVuIGtleSBmb3IgdGVzdHMgb25seSwgMzIgYnk="
@@ -83,6 +84,14 @@ def update() -> bytes:
     return encode_update(manifest, moved)
 
 
+def half_update() -> bytes:
+    """As ``update``, in float16 and one version later."""
+    manifest = msgspec.structs.replace(read_manifest(update()), version=13, rollback_of=None, encoding="float16")
+    return encode_update(
+        manifest, {name: value + np.float32(0.1) for name, value in bundle().source_parameters().items()}
+    )
+
+
 def main() -> None:
     packed = encode_msgpack(sample_batch())
     later: dict[str, Any] = msgspec.msgpack.decode(packed) | {"battery_percent": 80}
@@ -92,6 +101,8 @@ def main() -> None:
         "sample-batch-v1-of-a-later-device.msgpack": msgspec.msgpack.encode(later),
         "bundle-v1.cema": encode_bundle(bundle()),
         "update-v1.safetensors": update(),
+        "update-v1-float16.safetensors": half_update(),
+        "update-v1-float16.from-source": encode_difference(half_update(), source_base(bundle())) or b"",
     }
     record = {
         "public_key": signing.public_key(PRIVATE_KEY),

@@ -13,6 +13,7 @@ import pytest
 
 from cema.wire import signing
 from cema.wire.bundle import decode_bundle, encode_bundle
+from cema.wire.difference import apply_difference, source_base
 from cema.wire.image import decode_image
 from cema.wire.messages import SampleBatch, decode_msgpack
 from cema.wire.update import encode_update, open_update, read_manifest
@@ -51,6 +52,17 @@ def test_a_recorded_update_is_read_and_written_byte_for_byte() -> None:
     assert update.manifest.method == "cema-paper"
     assert update.content_id == EXPECTED["update_content_id"] == hashlib.sha256(data).hexdigest()
     assert encode_update(read_manifest(data), update.parameters) == data
+
+
+def test_a_recorded_difference_leads_to_the_recorded_update() -> None:
+    bundle = decode_bundle(recorded("bundle-v1.cema"))
+    data = apply_difference(recorded("update-v1-float16.from-source"), source_base(bundle))
+    assert data == recorded("update-v1-float16.safetensors")
+    update = open_update(data, bundle.manifest)
+    expected = np.array([1.1, 2.1], np.float16).astype(np.float32).tolist()
+    assert update.parameters["bn1.weight"].tolist() == expected
+    assert (update.manifest.version, update.manifest.encoding) == (13, "float16")
+    assert encode_update(update.manifest, update.parameters) == data
 
 
 @pytest.mark.parametrize("name", ["update-v1.safetensors", "bundle-v1.cema"])

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 import pytest
 
-from cema.wire.messages import SIGNATURE_HEADER, ErrorBody, GroupStatus, SampleBatch, UploadReceipt
+from cema.wire.messages import BASE_HEADER, SIGNATURE_HEADER, ErrorBody, GroupStatus, SampleBatch, UploadReceipt
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -33,6 +33,7 @@ class ScriptedCloud:
         self.adaptation = "on"
         self.bundle = (b"", "")
         self.update: tuple[int, bytes, str] | None = None
+        self.difference: Callable[[int], tuple[bytes, int]] | None = None  # have -> (difference, its base)
         self.batches: list[SampleBatch] = []
         self.paths: list[str] = []
         self.script: deque[Answer] = deque()  # answers to the next uploads, before anything else is looked at
@@ -102,6 +103,9 @@ class ScriptedCloud:
             self.changed.wait_for(newer, float(query["wait"]))
             if self.update is None or self.update[0] <= int(query["after"]):
                 return 204, {}, b""
+            if self.difference is not None and "from" in query:
+                body, base = self.difference(int(query["from"]))
+                return 200, {SIGNATURE_HEADER: self.update[2], BASE_HEADER: str(base)}, body
             return 200, {SIGNATURE_HEADER: self.update[2]}, self.update[1]
 
     def close(self) -> None:

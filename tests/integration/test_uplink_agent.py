@@ -16,10 +16,11 @@ from cema.config import DeviceConfig, OutboxConfig, RuntimeConfig, SelectionConf
 from cema.edge import EdgeAgent
 from cema.edge.outbox import Outbox
 from cema.edge.session import EdgeSession
-from cema.errors import ConfigError, ConflictError, DependencyError, ImageError, TransportError
+from cema.errors import ConfigError, ConflictError, DependencyError, ImageError, SignatureError, TransportError
 from cema.types import NormParameters
 from cema.wire import signing
 from cema.wire.bundle import Bundle, encode_bundle
+from cema.wire.difference import encode_difference, source_base, update_base
 from cema.wire.image import decode_image, encode_image
 from cema.wire.messages import UpdateManifest
 from cema.wire.preprocess import preprocess
@@ -56,10 +57,10 @@ class Device:
         return {name: value + np.float32(version) for name, value in self.bundle.source_parameters().items()}
 
     def publish(self, version: int, *, key: str = KEY, group: str = "g", rollback_of: int | None = None,
-                parameters: NormParameters | None = None) -> None:  # fmt: skip
+                parameters: NormParameters | None = None, encoding: str = "float32") -> None:  # fmt: skip
         manifest = UpdateManifest(
             group=group, version=version, fingerprint=self.cloud.fingerprint, method="test", created_at_ms=1,
-            rollback_of=rollback_of,
+            rollback_of=rollback_of, encoding=encoding,
         )  # fmt: skip
         data = encode_update(manifest, parameters or self.parameters(version))
         self.cloud.publish(version, data, signing.sign(data, key))
@@ -188,6 +189,58 @@ def test_an_update_is_used_and_equals_a_model_built_with_it(device: Device) -> N
     logits_BK = adapted.run(preprocess(IMAGES, device.bundle.manifest.preprocess))
     assert [p.label for p in agent.predict(IMAGES)] == logits_BK.argmax(axis=1).tolist()
     assert agent.status()["updates_applied"] == 1
+
+
+def test_differences_are_followed_from_the_source_on_and_across_a_restart(device: Device) -> None:
+    asked: list[int] = []
+    known = {0: source_base(device.bundle)}
+
+    def difference(have: int) -> tuple[bytes, int]:
+        asked.append(have)
+        encoded = encode_difference(device.cloud.update[1], known[have])
+        assert encoded is not None
+        return encoded, have
+
+    device.cloud.difference = difference
+    agent = device.start()
+    for version in (1, 2, 5):
+        device.publish(version, encoding="float16")
+        eventually(lambda version=version: version_of(agent) == version)
+        known[version] = update_base(device.cloud.update[1], device.bundle.manifest)
+    agent.close()
+    again = device.start()
+    device.publish(6, encoding="float16")
+    eventually(lambda: version_of(again) == 6)
+    assert asked == [0, 1, 2, 5]
+    assert again.status()["updates_refused"] == 0
+
+
+@pytest.mark.parametrize("answer", [(b"garbage", 0), (b"", 3)], ids=["not a difference", "to a version it lacks"])
+def test_after_a_difference_that_leads_nowhere_the_whole_update_is_fetched(
+    answer: tuple[bytes, int], device: Device
+) -> None:
+    device.cloud.difference = lambda have: answer
+    agent = device.start()
+    device.publish(1, encoding="float16")
+    eventually(lambda: version_of(agent) == 1)
+    assert agent.status()["updates_refused"] == 1
+    assert "update_invalid" in str(agent.status()["last_error"])
+
+
+def test_a_difference_cannot_smuggle_in_what_is_not_signed(device: Device) -> None:
+    agent = device.start()
+    device.publish(1, encoding="float16")
+    eventually(lambda: version_of(agent) == 1)
+    good = device.cloud.update[1]
+    foreign = good.replace(b'\\"version\\":1', b'\\"version\\":9')
+    assert foreign != good
+    base = update_base(good, device.bundle.manifest)
+    assert base is not None
+    encoded = encode_difference(foreign, base)
+    assert encoded is not None
+    with pytest.raises(SignatureError):
+        agent._updater.apply(encoded, device.cloud.update[2], 1)
+    assert version_of(agent) == 1
 
 
 def test_bad_updates_are_refused_counted_and_survived(device: Device) -> None:

@@ -50,7 +50,12 @@ def test_poll_gives_an_update_nothing_or_a_mismatch(scripted_cloud: Any, client:
     scripted_cloud.fingerprint = "abc"
     assert client.poll(0, "abc", 0.0) is None
     scripted_cloud.publish(3, b"update", "sig")
-    assert client.poll(2, "abc", 5.0) == (b"update", "sig")
+    assert client.poll(2, "abc", 5.0) == (b"update", "sig", None)
+    scripted_cloud.difference = lambda have: (b"from %d" % have, have)
+    assert client.poll(2, "abc", 5.0, have=2) == (b"from 2", "sig", 2)
+    scripted_cloud.difference = lambda have: (b"", "two")
+    with pytest.raises(TransportError, match="expected a version"):
+        client.poll(2, "abc", 5.0, have=2)
     with pytest.raises(BaseMismatchError):
         client.poll(2, "other", 0.0)
 

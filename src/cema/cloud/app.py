@@ -19,6 +19,7 @@ from cema import __version__
 from cema.cloud.api import bundles, groups, health, samples, updates
 from cema.cloud.api.answers import install_error_handlers
 from cema.cloud.api.context import Context
+from cema.cloud.api.differences import Differences
 from cema.cloud.api.metrics import Metrics
 from cema.cloud.api.newest import NewestUpdates
 from cema.cloud.api.schema import install_schema
@@ -43,7 +44,9 @@ def create_app(config: ServeConfig, store: Store, blobs: BlobStore, *, clock_ms:
     metrics = Metrics(store, lambda: watch.waiting)
     key = signing_key(config)
     app = FastAPI(title="cema", version=__version__, summary="Samples in, updates out.", lifespan=_lifespan)
-    app.state.context = Context(config, store, blobs, clock_ms, key, watch, NewestUpdates(store, blobs), metrics)
+    app.state.context = Context(
+        config, store, blobs, clock_ms, key, watch, NewestUpdates(store, blobs), Differences(store, blobs), metrics
+    )
     for part in (groups, samples, updates, bundles, health):
         app.include_router(part.router)
     install_error_handlers(app)

@@ -26,18 +26,20 @@ from cema.wire.bundle import Bundle
 from cema.wire.image import decode_image
 from cema.wire.messages import UpdateManifest
 from cema.wire.preprocess import fit, normalise
-from cema.wire.update import encode_update, open_update
+from cema.wire.update import Encoding, encode_update, fits_float16, open_update
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Publishing:
-    """How versions are made. private_key: Ed25519, None = unsigned (simulator). interval_ms: at most one per this."""
+    """How versions are made. private_key: Ed25519, None = unsigned (simulator). interval_ms: at most one per this.
+    encoding: float16, for groups whose values it can hold, or float32. Training goes on from the unrounded values."""
 
     method: str
     private_key: str | None
     interval_ms: int
+    encoding: Encoding = "float32"
 
 
 class Controller:
@@ -123,16 +125,17 @@ class Controller:
         now = self.clock_ms()
         if not (changed or self.row.dirty) or now - self.row.last_published_ms < self.publishing.interval_ms:
             return None
-        version = self.row.latest_version + 1
+        version, parameters = self.row.latest_version + 1, self.adapter.edge_parameters()
         manifest = UpdateManifest(
             group=self.group,
             version=version,
             fingerprint=self.bundle.manifest.fingerprint,
             method=self.publishing.method,
             created_at_ms=now,
+            encoding=self.publishing.encoding if fits_float16(parameters) else "float32",
         )
         try:
-            data = encode_update(manifest, self.adapter.edge_parameters())
+            data = encode_update(manifest, parameters)
             open_update(data, self.bundle.manifest)
         except UpdateContentError as error:
             log.warning("group %s: version %d not published: %s", self.group, version, error)

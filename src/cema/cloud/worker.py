@@ -98,7 +98,10 @@ class Worker:
             raise ConfigError(f"group {row.name!r} is in the store but not in the configuration of this worker")
         bundle = decode_bundle(self.blobs.get(row.bundle_blob))
         publishing = Publishing(
-            group.method, signing_key(self.config), round(self.config.worker.publish_min_interval_s * 1000)
+            group.method,
+            signing_key(self.config),
+            round(self.config.worker.publish_min_interval_s * 1000),
+            self.config.worker.update_encoding,
         )
         controller = Controller(
             row,

@@ -8,7 +8,7 @@ that is under way, so that a long poll does not hold up shutting down.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 import urllib3
@@ -33,6 +33,7 @@ from cema.errors import (
 )
 from cema.wire.bundle import MAX_BUNDLE_BYTES
 from cema.wire.messages import (
+    BASE_HEADER,
     MSGPACK_TYPE,
     SIGNATURE_HEADER,
     ErrorBody,
@@ -50,6 +51,7 @@ MAX_ANSWER_BYTES = 1024 * 1024
 MAX_RETRY_AFTER_S = 3600.0
 """A Retry-After beyond this is taken as this: a typing error in a proxy must not silence a fleet for a year."""
 _CHUNK_BYTES = 64 * 1024
+_VERSION_DIGITS = 10
 _USER_AGENT = "cema-edge"
 _ERRORS: Mapping[int, type[CemaError]] = {
     401: AuthError, 403: ForbiddenError, 404: NotFoundError, 409: ConflictError, 413: SizeLimitError,
@@ -60,6 +62,14 @@ _HINTS: Mapping[type[CemaError], str] = {
     NotFoundError: "check url and group in device.toml",
 }
 A = TypeVar("A", bound=Message)
+
+
+class Fetched(NamedTuple):
+    """data: an update, or what differs from version ``base`` (None: the whole). signature: the update's, base64."""
+
+    data: bytes
+    signature: str
+    base: int | None
 
 
 class CloudClient:
@@ -103,19 +113,27 @@ class CloudClient:
 
     def bundle(self) -> tuple[bytes, str]:
         """The group's bundle and its signature (empty if unsigned), not verified: ``GET .../bundle``."""
-        _, body, signature = self._request("GET", "/bundle", limit_bytes=MAX_BUNDLE_BYTES)
-        return body, signature
+        _, body, headers = self._request("GET", "/bundle", limit_bytes=MAX_BUNDLE_BYTES)
+        return body, headers.get(SIGNATURE_HEADER, "")
 
-    def poll(self, after: int, fingerprint: str, wait_s: float) -> tuple[bytes, str] | None:
-        """An update newer than ``after`` and its signature, not verified; None if none came within ``wait_s``.
+    def poll(self, after: int, fingerprint: str, wait_s: float, have: int | None = None) -> Fetched | None:
+        """An update newer than ``after``, not verified; None if none came within ``wait_s``.
 
+        have: the version whose bytes are at hand, 0 = source: the cloud may answer with the difference to it.
         Raises BaseMismatchError when the group has another bundle than ``fingerprint``.
         """
-        query = urlencode({"after": after, "wait": f"{wait_s:g}", "base": fingerprint})
-        status, body, signature = self._request(
+        query = urlencode(
+            {"after": after, "wait": f"{wait_s:g}", "base": fingerprint} | ({} if have is None else {"from": have})
+        )
+        status, body, headers = self._request(
             "GET", f"/updates/latest?{query}", limit_bytes=MAX_UPDATE_BYTES, wait_s=wait_s
         )
-        return (body, signature) if status == 200 else None
+        if status != 200:
+            return None
+        base = headers.get(BASE_HEADER)
+        if base is not None and not (base.isascii() and base.isdigit() and len(base) <= _VERSION_DIGITS):
+            raise TransportError(f"expected a version as {BASE_HEADER}, got {base[:_VERSION_DIGITS]!r}")
+        return Fetched(body, headers.get(SIGNATURE_HEADER, ""), None if base is None else int(base))
 
     def close(self) -> None:
         """End running requests (they raise TransportError) and close all connections."""
@@ -123,7 +141,7 @@ class CloudClient:
 
     def _request(
         self, method: str, path: str, *, limit_bytes: int, body: bytes | None = None, wait_s: float = 0.0
-    ) -> tuple[int, bytes, str]:
+    ) -> tuple[int, bytes, Mapping[str, str]]:
         timeout = urllib3.Timeout(connect=self._config.connect_timeout_s, read=wait_s + self._config.read_timeout_s)
         headers = self._headers | ({"Content-Type": MSGPACK_TYPE} if body is not None else {})
         try:
@@ -142,7 +160,7 @@ class CloudClient:
         self._counters.moved(down=len(content))
         if response.status not in (200, 204):
             raise _refusal(response, content)
-        return response.status, content, response.headers.get(SIGNATURE_HEADER, "")
+        return response.status, content, response.headers
 
 
 def _read(response: BaseHTTPResponse, limit_bytes: int) -> bytes:

@@ -20,10 +20,12 @@ from cema.errors import (
     SignatureError,
     StorageError,
     UpdateContentError,
+    UpdateError,
 )
 from cema.types import NormParameters
 from cema.wire import signing
 from cema.wire.bundle import Bundle, decode_bundle
+from cema.wire.difference import Base, apply_difference, source_base, update_base
 from cema.wire.messages import UpdateManifest
 from cema.wire.update import open_update
 
@@ -68,6 +70,8 @@ class Updater:
         self._key = trusted_key(config)
         self._bundle = bundle
         self._refused_version = 0
+        self._bytes = b""  # of the adapted version, empty for the source
+        self._whole_next = False
         self._adapted = self._restore()
         self._cloud_says = folder.adaptation
         self.session = self._choose()
@@ -86,18 +90,32 @@ class Updater:
         """The version to ask beyond: the last good one, or a refused one that need not be fetched again."""
         return max(self._adapted.version, self._refused_version)
 
-    def apply(self, data: bytes, signature: str) -> None:
-        """Take over an update. Raises CemaError if it is refused; the last good one stays."""
+    @property
+    def have(self) -> int | None:
+        """The version to which the cloud may send a difference; None after one that led nowhere."""
+        if self._whole_next:
+            return None
+        return self._adapted.version if update_base(self._bytes, self._bundle.manifest) else 0
+
+    def apply(self, data: bytes, signature: str, base: int | None = None) -> None:
+        """Take over an update, or the difference from version ``base`` to it.
+
+        Raises CemaError if it is refused; the last good one stays.
+        """
+        self._whole_next = base is not None
         try:
+            if base is not None:
+                data = apply_difference(data, self._base(base))
             session = self._checked(data, signature)
         except CemaError:
             self._counters.update(applied=False)
             raise
+        self._whole_next = False
         try:
             self._folder.put_update(data, signature, session.version, self.fingerprint)
         except StorageError as error:  # a full disk is no reason to predict worse until the next restart
             self._counters.failed(error)
-        self._adapted = session
+        self._adapted, self._bytes = session, data
         self._refused_version = 0
         self.session = self._choose()
         self._counters.update(applied=True)
@@ -110,7 +128,7 @@ class Updater:
             raise BaseMismatchError("the cloud asks for another bundle than the one it offers")
         session = self._build(bundle, bundle.source_parameters(), 0)
         self._folder.put_bundle(data, signature)
-        self._bundle, self._adapted, self._refused_version = bundle, session, 0
+        self._bundle, self._adapted, self._bytes, self._refused_version = bundle, session, b"", 0
         self.session = session
         log.info("bundle %s in use", bundle.manifest.fingerprint[:12])
 
@@ -134,10 +152,21 @@ class Updater:
         for stored in self._folder.updates(self.fingerprint):
             try:
                 update = open_update(stored.data, self._bundle.manifest, signature=stored.signature, key=self._key)
-                return self._build(self._bundle, update.parameters, update.manifest.version)
+                session = self._build(self._bundle, update.parameters, update.manifest.version)
             except CemaError as error:
                 self._counters.failed(error)
+            else:
+                self._bytes = stored.data
+                return session
         return self._source()
+
+    def _base(self, version: int) -> Base:
+        if version == 0:
+            return source_base(self._bundle)
+        base = update_base(self._bytes, self._bundle.manifest) if version == self._adapted.version else None
+        if base is None:
+            raise UpdateError(f"expected a difference to version {self._adapted.version} or 0, got one to {version}")
+        return base
 
     def _checked(self, data: bytes, signature: str) -> EdgeSession:
         update = open_update(data, self._bundle.manifest, signature=signature, key=self._key)

@@ -54,7 +54,9 @@ class Poller:
 
     def _poll(self) -> bool:
         try:
-            answer = self._client.poll(self._updater.poll_after, self._updater.fingerprint, self._config.poll_wait_s)
+            answer = self._client.poll(
+                self._updater.poll_after, self._updater.fingerprint, self._config.poll_wait_s, self._updater.have
+            )
         except BaseMismatchError:
             return self._replace_bundle()
         if answer is not None:

@@ -1,8 +1,8 @@
 """An update: the norm parameters of one version, a few kilobytes that travel from cloud to edge.
 
-Bytes = a safetensors file whose metadata holds the manifest (JSON, key ``cema``). Immutable, absolute (not
-a difference), identified by its sha256, signed over its exact bytes. ``open_update`` is the only way in: it
-verifies the signature before it parses, and checks everything before anybody may use a number of it.
+Bytes = a safetensors file whose metadata holds the manifest (JSON, key ``cema``). Immutable, absolute (what travels
+may be shorter: difference.py), identified by its sha256, signed over its exact bytes. ``open_update`` is the only way
+in: it verifies the signature before it parses, and checks everything before anybody may use a number of it.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
@@ -26,6 +27,9 @@ MAX_UPDATE_BYTES = 64 * 1024 * 1024
 MAX_HEADER_BYTES = 4 * 1024 * 1024
 _MANIFEST_KEY = "cema"
 _LENGTH_BYTES = 8
+Encoding = Literal["float32", "float16"]
+_DTYPES = {"float32": "F32", "float16": "F16"}
+"""safetensors' word for each encoding of the manifest. float16: rounded to nearest, ties to even (ADR 10)."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,18 @@ def content_id(data: bytes) -> str:
 
 
 def encode_update(manifest: UpdateManifest, parameters: Mapping[str, Float32Array]) -> bytes:
-    """Bytes of an update; the same input gives the same bytes.
+    """Bytes of an update, tensors by name in order; the same input gives the same bytes.
 
-    Raises UpdateContentError for values that no device would accept.
+    Raises UpdateContentError for values that no device would accept, or that ``manifest.encoding`` cannot hold.
     """
-    tensors = {name: np.ascontiguousarray(value, np.float32) for name, value in sorted(parameters.items())}
-    for name, value in tensors.items():
-        _check_values(name, value)
+    tensors = {name: _encoded(name, value, manifest.encoding) for name, value in sorted(parameters.items())}
     return save(tensors, metadata={_MANIFEST_KEY: msgspec.json.encode(manifest).decode()})
+
+
+def fits_float16(parameters: Mapping[str, Float32Array]) -> bool:
+    """Whether all finite values lie within float16's range (+-65504)."""
+    limit = float(np.finfo(np.float16).max)
+    return all(bool((np.abs(value[np.isfinite(value)]) <= limit).all()) for value in parameters.values())
 
 
 def open_update(data: bytes, bundle: BundleManifest, *, signature: str | None = None, key: str | None = None) -> Update:
@@ -82,7 +90,7 @@ def open_update(data: bytes, bundle: BundleManifest, *, signature: str | None = 
             expected=bundle.fingerprint,
             got=manifest.fingerprint,
         )
-    return Update(manifest, _decode_tensors(data, bundle.norm), data)
+    return Update(manifest, _decode_tensors(data, bundle.norm, _DTYPES[manifest.encoding]), data)
 
 
 def read_manifest(data: bytes) -> UpdateManifest:
@@ -95,16 +103,26 @@ def read_manifest(data: bytes) -> UpdateManifest:
         manifest = msgspec.json.decode(header.metadata.get(_MANIFEST_KEY, "").encode(), type=UpdateManifest)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise UpdateError(f"expected an update manifest in the safetensors metadata: {error}") from error
-    if manifest.protocol != PROTOCOL_VERSION or manifest.encoding != "float32":
+    if manifest.protocol != PROTOCOL_VERSION or manifest.encoding not in _DTYPES:
         raise UpdateError(
-            f"expected protocol {PROTOCOL_VERSION} with encoding float32, "
+            f"expected protocol {PROTOCOL_VERSION} with encoding {' or '.join(_DTYPES)}, "
             f"got protocol {manifest.protocol} with encoding {manifest.encoding!r}",
             hint="upgrade cema on this device",
         )
     return manifest
 
 
-def _decode_tensors(data: bytes, norm: list[NormTensor]) -> NormParameters:
+def _encoded(name: str, value: Float32Array, encoding: str) -> NDArray[np.floating[Any]]:
+    value = np.ascontiguousarray(value, np.float32)
+    _check_values(name, value)
+    if encoding == "float32":
+        return value
+    if not fits_float16({name: value}):
+        raise UpdateContentError(f"expected values that float16 can hold in {name}, got {float(np.abs(value).max())}")
+    return value.astype(np.float16)
+
+
+def _decode_tensors(data: bytes, norm: list[NormTensor], dtype: str) -> NormParameters:
     try:
         entries: dict[str, Mapping[str, Any]] = dict(deserialize(data))  # type: ignore[no-untyped-call]
     except (SafetensorError, ValueError) as error:
@@ -113,14 +131,15 @@ def _decode_tensors(data: bytes, norm: list[NormTensor]) -> NormParameters:
     if entries.keys() != expected.keys():
         missing, extra = sorted(expected.keys() - entries.keys()), sorted(entries.keys() - expected.keys())
         raise UpdateContentError(f"expected the bundle's norm tensors; missing {missing[:3]}, not known {extra[:3]}")
-    return {name: _decode_tensor(name, entry, expected[name]) for name, entry in entries.items()}
+    return {name: _decode_tensor(name, entry, expected[name], dtype) for name, entry in entries.items()}
 
 
-def _decode_tensor(name: str, entry: Mapping[str, Any], expected: NormTensor) -> Float32Array:
+def _decode_tensor(name: str, entry: Mapping[str, Any], expected: NormTensor, dtype: str) -> Float32Array:
     shape = tuple(entry["shape"])
-    if entry["dtype"] != "F32" or shape != tuple(expected.shape):
-        raise UpdateContentError(f"expected {name} as F32 {expected.shape}, got {entry['dtype']} {shape}")
-    value = np.frombuffer(bytes(entry["data"]), "<f4").reshape(shape)
+    if entry["dtype"] != dtype or shape != tuple(expected.shape):
+        raise UpdateContentError(f"expected {name} as {dtype} {expected.shape}, got {entry['dtype']} {shape}")
+    stored = np.frombuffer(bytes(entry["data"]), "<f4" if dtype == "F32" else "<f2")
+    value = stored.astype(np.float32, copy=False).reshape(shape)
     _check_values(name, value)
     return value
 

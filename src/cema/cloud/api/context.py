@@ -13,6 +13,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from cema.cloud.api.differences import Differences
 from cema.cloud.api.metrics import Metrics
 from cema.cloud.api.newest import NewestUpdates
 from cema.cloud.api.watch import VersionWatch
@@ -42,6 +43,7 @@ class Context:
     key: str
     watch: VersionWatch
     newest: NewestUpdates
+    differences: Differences
     metrics: Metrics
     _bundles: dict[str, SignedContent] = field(default_factory=dict)
     _bundle_lock: threading.Lock = field(default_factory=threading.Lock)
