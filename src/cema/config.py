@@ -16,11 +16,13 @@ import msgspec
 from msgspec import Meta
 
 from cema.errors import ConfigError
+from cema.types import IMAGE_CODING
 
 Seconds = Annotated[float, Meta(ge=0, le=86_400 * 30)]
 Count = Annotated[int, Meta(ge=1, le=100_000_000)]
 Bytes = Annotated[int, Meta(ge=1, le=1 << 42)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
+ImageCoding = Annotated[str, Meta(pattern=rf"^(auto|{IMAGE_CODING})\Z")]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -67,6 +69,9 @@ class UplinkConfig(Section, frozen=True, kw_only=True):
     backoff_max_s: Annotated[float, Meta(gt=0, le=86_400)] = 60.0  # longest pause after failures
     max_bytes_per_day: Annotated[int, Meta(ge=0)] = 0  # uplink budget, 0 = unlimited
     ca_file: str | None = None  # private certificate authority (PEM); relative to this file
+    image_coding: ImageCoding = (
+        "auto"  # of uploaded pixels: auto, png, jpeg-85, jpeg-85-444, webp-80; @160: 160 px at most
+    )
     proxy: str | None = None  # http://host:port; default: HTTPS_PROXY of the environment
 
 

@@ -11,6 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+IMAGE_CODING = (
+    r"(?!webp.*-444|png-|raw-)(?P<codec>png|raw|webp|jpeg)(?:-(?P<quality>100|[1-9][0-9]?))?(?P<full>-444)?"
+    r"(?:@(?P<side>[1-9][0-9]{0,4}))?"
+)
+"""Names of image codings, as a regular expression: see ``cema.wire.image.read_coding``."""
 Float32Array = NDArray[np.float32]
 Uint8Array = NDArray[np.uint8]
 NormParameters = dict[str, Float32Array]

@@ -7,13 +7,25 @@ import struct
 import zlib
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
+from cema.config import UplinkConfig
 from cema.errors import ImageError, SizeLimitError
-from cema.wire.image import MAX_IMAGE_BYTES, MAX_PIXELS, check_image, codec_for, decode_image, encode_image
+from cema.wire.image import (
+    LARGE,
+    MAX_IMAGE_BYTES,
+    MAX_PIXELS,
+    SMALL,
+    Coding,
+    check_image,
+    decode_image,
+    encode_image,
+    read_coding,
+)
 
 
 def png_chunk(kind: bytes, content: bytes) -> bytes:
@@ -101,13 +113,57 @@ def test_an_unknown_codec_is_refused() -> None:
         decode_image(b"BM", "bmp")
 
 
-def test_small_pictures_travel_without_loss() -> None:
-    assert [codec_for(*size) for size in ((32, 32), (64, 64), (64, 65), (1080, 1920))] == ["png", "png", "jpeg", "jpeg"]
+def test_the_default_coding_follows_the_size() -> None:
+    sizes = (32, 32), (64, 64), (64, 65), (1080, 1920)
+    small, large = read_coding(SMALL, 8, 8), read_coding(LARGE, 99, 99)
+    assert [read_coding("auto", *size) for size in sizes] == [small, small, large, large]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("png", Coding("png")), ("jpeg", Coding("jpeg", 90)), ("webp-7", Coding("webp", 7)),
+        ("jpeg-85-444", Coding("jpeg", 85, full_colour=True)), ("raw@16", Coding("raw", max_side_px=16)),
+        ("jpeg-100@224", Coding("jpeg", 100, max_side_px=224)),
+    ],
+)  # fmt: skip
+def test_codings_are_read(text: str, expected: Coding) -> None:
+    assert read_coding(text, 8, 8) == expected
+    assert UplinkConfig(image_coding=text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "bmp", "png-90", "webp-80-444", "jpeg-0", "jpeg-101", "png@0", "jpeg-80@", "png\n"]
+)
+def test_what_is_no_coding_is_refused_here_and_in_the_configuration(text: str) -> None:
+    with pytest.raises(ImageError, match="expected a coding"):
+        read_coding(text, 8, 8)
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"image_coding": text}, UplinkConfig)
+
+
+def test_scaling_down_keeps_the_shape_and_leaves_small_pictures_alone() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    assert decode_image(encode_image(picture, "png@40")).shape == (30, 40, 3)
+    assert decode_image(encode_image(picture[:1], "png@2")).shape == (1, 2, 3)
+    np.testing.assert_array_equal(decode_image(encode_image(picture, "png@80")), picture)
+
+
+def test_noise_that_outgrows_the_codecs_buffer_is_encoded_all_the_same() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    assert decode_image(encode_image(noise, "jpeg-94-444")).shape == noise.shape
+
+
+def test_full_colour_is_closer_on_saturated_pictures() -> None:
+    stripes = np.zeros((32, 32, 3), np.uint8)
+    stripes[:, ::2, 0] = stripes[:, 1::2, 2] = 255
+    error = [
+        np.abs(decode_image(encode_image(stripes, c)).astype(int) - stripes).mean() for c in ("jpeg-90", "jpeg-90-444")
+    ]
+    assert error[1] < error[0] / 4
 
 
 def test_a_better_quality_is_closer() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)
-    error = [
-        np.abs(decode_image(encode_image(picture, "jpeg", quality=q)).astype(int) - picture).mean() for q in (50, 95)
-    ]
+    error = [np.abs(decode_image(encode_image(picture, f"jpeg-{q}")).astype(int) - picture).mean() for q in (50, 95)]
     assert error[1] < error[0]

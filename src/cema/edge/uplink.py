@@ -92,6 +92,7 @@ class Uplink:
         self.writer = Writer(
             outbox, config.outbox, counters, on_commit=self._wake, write_status=write_status,
             clock_offset_ms=lambda: self.sender.clock_offset_ms if self.sender else 0,
+            coding=config.uplink.image_coding,
         )  # fmt: skip
 
     def start(self) -> None:

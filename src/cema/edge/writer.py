@@ -18,7 +18,7 @@ from cema.edge.counters import EdgeCounters
 from cema.edge.outbox import OVERFLOW, STALE, Outbox
 from cema.errors import StorageError
 from cema.types import Uint8Array
-from cema.wire.image import codec_for, encode_image
+from cema.wire.image import encode_image, read_coding
 from cema.wire.messages import SAMPLE_ID_BYTES, Sample
 
 PASS_THROUGH_MAX_BYTES = 64 * 1024
@@ -50,16 +50,20 @@ def image_codec(data: bytes) -> str | None:
     return next((codec for magic, at, codec in _MAGIC if data[at : at + len(magic)] == magic), None)
 
 
-def encode_sample(captured: Captured, clock_offset_ms: int) -> Sample:
+def encode_sample(captured: Captured, clock_offset_ms: int, coding: str = "auto") -> Sample:
     """The message for one sample; ``clock_offset_ms`` (server minus device) corrects the time of capture."""
     image = captured.image
-    codec = image_codec(image) if isinstance(image, bytes) else codec_for(*image.shape[:2])
-    assert codec is not None  # predict hands over only bytes whose codec is known
+    if isinstance(image, bytes):
+        codec, data = image_codec(image), image
+        assert codec is not None  # predict hands over only bytes whose codec is known
+    else:
+        chosen = read_coding(coding, *image.shape[:2])
+        codec, data = chosen.codec, encode_image(image, chosen)
     return Sample(
         sample_id=os.urandom(SAMPLE_ID_BYTES),
         seq=captured.seq,
         codec=codec,
-        image=image if isinstance(image, bytes) else encode_image(image, codec),
+        image=data,
         label=captured.label,
         probability=captured.probability,
         entropy=captured.entropy,
@@ -74,7 +78,7 @@ class Writer:
     Parameters
     ----------
     on_commit: called after each commit. write_status: called every STATUS_INTERVAL_S and at the end.
-    clock_offset_ms: how far the server's clock is ahead, as far as known.
+    clock_offset_ms: how far the server's clock is ahead, as far as known. coding: of pixels, see ``read_coding``.
     """
 
     def __init__(
@@ -86,7 +90,9 @@ class Writer:
         on_commit: Callable[[], None],
         write_status: Callable[[], None],
         clock_offset_ms: Callable[[], int],
+        coding: str = "auto",
     ) -> None:
+        self._coding = coding
         self._outbox, self._config, self._counters = outbox, config, counters
         self._on_commit, self._write_status, self._clock_offset_ms = on_commit, write_status, clock_offset_ms
         self._queue: deque[Captured] = deque()
@@ -149,7 +155,7 @@ class Writer:
         self._counters.lost(STALE, len(taken) - len(current))
         offset_ms = self._clock_offset_ms()
         try:
-            self._outbox.add([encode_sample(item, offset_ms) for item in current])
+            self._outbox.add([encode_sample(item, offset_ms, self._coding) for item in current])
         except StorageError as error:
             self._counters.lost(STORAGE, len(current))
             self._counters.failed(error)

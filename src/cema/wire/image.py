@@ -7,21 +7,23 @@ the header and checked before a single pixel is allocated.
 from __future__ import annotations
 
 import io
+import re
 import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from cema.errors import ImageError, SizeLimitError
-from cema.types import Uint8Array
+from cema.types import IMAGE_CODING, Uint8Array
 
 CODECS = ("jpeg", "webp", "png", "raw")
-LOSSLESS_MAX_SIDE_PX = 64
-"""Up to this size PNG, above it JPEG (design section 7: small pictures suffer most from JPEG)."""
-JPEG_QUALITY = 90
+SMALL_MAX_SIDE_PX = 64
+"""Up to this size ``auto`` means SMALL, above it LARGE: small pictures suffer most from coarse colour."""
+SMALL, LARGE = "png", "jpeg-90"
 MAX_PIXELS = 25_000_000
 """Largest picture that is decoded, about 75 MB as RGB; a 12-megapixel camera fits twice."""
 MAX_IMAGE_BYTES = 8 * 1024 * 1024
@@ -30,27 +32,56 @@ _RAW_HEADER = struct.Struct("<II")
 _PIL_FORMAT = {"jpeg": "JPEG", "webp": "WEBP", "png": "PNG"}
 
 
-def codec_for(height: int, width: int) -> str:
-    """The default codec of a picture: png up to 64 px on the long side, else jpeg."""
-    return "png" if max(height, width) <= LOSSLESS_MAX_SIDE_PX else "jpeg"
+@dataclass(frozen=True)
+class Coding:
+    """How pixels become bytes. quality: 1 to 100, of jpeg and webp. full_colour: of jpeg, colour as fine as
+    brightness. max_side_px: larger pictures are scaled down to it first, 0 = never."""
+
+    codec: str
+    quality: int = 90
+    full_colour: bool = False
+    max_side_px: int = 0
 
 
-def encode_image(image_HWC: Uint8Array, codec: str, *, quality: int = JPEG_QUALITY) -> bytes:
-    """Encode uint8 [H, W, 3]. Raises ImageError for another dtype, shape or codec."""
+def read_coding(text: str, height: int, width: int) -> Coding:
+    """A coding by its name, for a picture of that size in px.
+
+    ``png``, ``raw``, ``jpeg-QUALITY``, ``jpeg-QUALITY-444`` or ``webp-QUALITY``, without a quality 90, each perhaps
+    with ``@SIDE``; or ``auto``. Raises ImageError.
+    """
+    if text == "auto":
+        text = SMALL if max(height, width) <= SMALL_MAX_SIDE_PX else LARGE
+    match = re.fullmatch(IMAGE_CODING, text)
+    if match is None:
+        raise ImageError(
+            f"expected a coding of images, got {text!r}", hint="auto, png, raw, jpeg-85, jpeg-85-444 or webp-80"
+        )
+    quality, side = match["quality"] or Coding.quality, match["side"] or Coding.max_side_px
+    return Coding(match["codec"], int(quality), full_colour=bool(match["full"]), max_side_px=int(side))
+
+
+def encode_image(image_HWC: Uint8Array, coding: Coding | str) -> bytes:
+    """Encode uint8 [H, W, 3]. Raises ImageError for another dtype, shape or coding."""
     if image_HWC.dtype != np.uint8 or image_HWC.ndim != 3 or image_HWC.shape[2] != 3 or image_HWC.size == 0:
         raise ImageError(
             f"expected a uint8 array [H, W, 3], got {image_HWC.dtype} {list(image_HWC.shape)}",
             hint="convert grey pictures with np.repeat(image[..., None], 3, axis=2)",
         )
-    height, width = image_HWC.shape[:2]
-    if codec == "raw":
-        return _RAW_HEADER.pack(height, width) + np.ascontiguousarray(image_HWC).tobytes()
-    if codec not in _PIL_FORMAT:
-        raise ImageError(f"expected one of the codecs {', '.join(CODECS)}, got {codec!r}")
-    buffer = io.BytesIO()
-    options = {"compress_level": 6} if codec == "png" else {"quality": quality}
-    Image.fromarray(image_HWC).save(buffer, _PIL_FORMAT[codec], **options)
-    return buffer.getvalue()
+    if isinstance(coding, str):
+        coding = read_coding(coding, *image_HWC.shape[:2])
+    image_HWC = _scaled_down(image_HWC, coding.max_side_px)
+    if coding.codec == "raw":
+        return _RAW_HEADER.pack(*image_HWC.shape[:2]) + np.ascontiguousarray(image_HWC).tobytes()
+    picture = Image.fromarray(image_HWC)
+    if coding.codec == "png":
+        return _saved(picture, "PNG", compress_level=6)
+    if coding.codec == "webp":
+        return _saved(picture, "WEBP", quality=coding.quality)
+    subsampling = 0 if coding.full_colour else 2
+    try:  # code tables of its own: half of a 32-pixel picture is tables
+        return _saved(picture, "JPEG", quality=coding.quality, subsampling=subsampling, optimize=True)
+    except OSError:  # noise: longer than the buffer that Pillow gives a picture with tables of its own
+        return _saved(picture, "JPEG", quality=coding.quality, subsampling=subsampling)
 
 
 def decode_image(data: bytes, codec: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Uint8Array:
@@ -74,6 +105,21 @@ def check_image(data: bytes, codec: str, *, max_pixels: int = MAX_PIXELS) -> Non
         return
     with _opened(data, codec, max_pixels):
         pass
+
+
+def _scaled_down(image_HWC: Uint8Array, max_side_px: int) -> Uint8Array:
+    height, width = image_HWC.shape[:2]
+    scale = max_side_px / max(height, width)
+    if not 0 < scale < 1:
+        return image_HWC
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(Image.fromarray(image_HWC).resize(size, Image.Resampling.BOX))
+
+
+def _saved(picture: Image.Image, kind: str, **options: int | bool) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
 
 
 @contextmanager
