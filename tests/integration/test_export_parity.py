@@ -16,14 +16,18 @@ from PIL import Image
 from cema.cli.bundle import bundle as bundle_command
 from cema.cloud.export import build_bundle
 from cema.cloud.models import digits, load_model
+from cema.edge.session import EdgeSession
 from cema.errors import ConfigError
-from cema.types import Float32Array
+from cema.types import Float32Array, Uint8Array
 from cema.wire.bundle import Bundle, load_bundle
-from cema.wire.preprocess import normalise, preprocess
+from cema.wire.messages import Preprocess
+from cema.wire.preprocess import fit, normalise
+
+RECIPE = Preprocess(size=(32, 32), mean=(0.1, 0.2, 0.3), std=(0.2, 0.3, 0.4))
 
 
-def run(bundle: Bundle, images: Float32Array) -> Float32Array:
-    """Logits with the source parameters."""
+def run(bundle: Bundle, images: Uint8Array) -> Float32Array:
+    """Logits of pixels uint8 [B, H, W, 3] with the source parameters."""
     options = ort.SessionOptions()
     source = bundle.source_parameters()
     values = [ort.OrtValue.ortvalue_from_numpy(source[tensor.name].copy()) for tensor in bundle.manifest.norm]
@@ -45,8 +49,21 @@ def test_digits_are_read_by_the_exported_graph(name: str, at_least: float) -> No
     images, labels = digits.digit_images()
     rows = digits.split().stream
     bundle = exported(name)
-    logits_BK = run(bundle, normalise(images[rows], bundle.manifest.preprocess))
+    logits_BK = run(bundle, images[rows])
     assert (logits_BK.argmax(1) == labels[rows]).mean() >= at_least
+
+
+def test_a_graph_that_normalises_says_exactly_what_one_that_does_not_says() -> None:
+    loaded = load_model("digits-edge")
+    images, _ = digits.digit_images()
+    pixels, normal = (
+        build_bundle(loaded.module, name="d", preprocess=RECIPE, classes=loaded.classes, input_type=kind)
+        for kind in ("uint8", "float32")
+    )
+    assert (pixels.manifest.input_type, normal.manifest.input_type) == ("uint8", "float32")
+    assert pixels.manifest.fingerprint != normal.manifest.fingerprint
+    first, second = (EdgeSession(b, b.source_parameters(), 0).logits(images[:64]) for b in (pixels, normal))
+    np.testing.assert_array_equal(first, second)
 
 
 @pytest.mark.data
@@ -57,7 +74,7 @@ def test_cifar_photographs_are_recognised(name: str, at_least: float, data_dir: 
         images, labels = data["images"][:500], data["labels"][:500]
     bundle = exported(name, weights)
     x = normalise(images, bundle.manifest.preprocess)
-    logits_BK = run(bundle, x)
+    logits_BK = run(bundle, images)
     with torch.no_grad():
         expected = load_model(name, weights).module(torch.from_numpy(x)).numpy()
     assert np.abs(logits_BK - expected).max() <= 1e-4 * max(1.0, float(np.abs(expected).max()))
@@ -75,7 +92,7 @@ def test_imagenet_photographs_are_recognised(data_dir: Path) -> None:
         np.asarray(Image.open(data_dir / "imagenet" / "photos" / f"{row['wnid']}.jpg").convert("RGB")) for row in rows
     ]
     labels = np.asarray([int(row["label"]) for row in rows])
-    logits_BK = run(bundle, preprocess(photos, bundle.manifest.preprocess))
+    logits_BK = run(bundle, np.stack([fit(photo, bundle.manifest.preprocess) for photo in photos]))
     assert (logits_BK.argmax(1) == labels).mean() >= 0.7
 
 
@@ -92,7 +109,8 @@ def test_the_command_builds_and_inspects_the_same_bundle(tmp_path: Path) -> None
     assert facts["norm_layers"] == {"batch_norm": 4}
     assert facts["size"] == [32, 32]
     assert facts["classes"] == 10
-    assert facts["norm_bytes"] < facts["update_bytes"] < facts["norm_bytes"] + 4000
+    assert facts["norm_bytes"] / 2 < facts["update_bytes"] < facts["norm_bytes"] / 2 + 4000  # float16 and names
+    assert facts["input_type"] == "uint8"
     text = runner.invoke(bundle_command, ["inspect", str(file)], catch_exceptions=False).stdout
     assert "4 batch_norm" in text
     assert "32 x 32" in text

@@ -140,7 +140,7 @@ def softmax(logits_BK: Float32Array) -> np.ndarray[Any, np.dtype[np.float64]]:
 def test_a_session_with_other_parameters_computes_what_torch_computes(version: int, model: Model) -> None:
     session = EdgeSession(model.bundle, perturbed(model.bundle, version), version, threads=1)
     expected_BK = model.torch_logits(version)
-    assert np.abs(session.run(model.inputs()) - expected_BK).max() <= PARITY_TOLERANCE * max(
+    assert np.abs(session.logits(np.stack(IMAGES)) - expected_BK).max() <= PARITY_TOLERANCE * max(
         1.0, float(np.abs(expected_BK).max())
     )
     if version:
@@ -149,9 +149,9 @@ def test_a_session_with_other_parameters_computes_what_torch_computes(version: i
 
 def test_every_norm_tensor_takes_effect(model: Model) -> None:
     source = model.bundle.source_parameters()
-    before_BK = EdgeSession(model.bundle, source, 0, threads=1).run(model.inputs())
+    before_BK = EdgeSession(model.bundle, source, 0, threads=1).logits(np.stack(IMAGES))
     for name, value in perturbed(model.bundle, 1).items():
-        after_BK = EdgeSession(model.bundle, {**source, name: value}, 1, threads=1).run(model.inputs())
+        after_BK = EdgeSession(model.bundle, {**source, name: value}, 1, threads=1).logits(np.stack(IMAGES))
         write_parameters(model.module, {**source, name: value})
         expected_BK = model.module(torch.from_numpy(model.inputs())).detach().numpy()
         assert np.abs(after_BK - before_BK).max() > 1e-3, name

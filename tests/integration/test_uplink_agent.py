@@ -211,7 +211,7 @@ def test_differences_are_followed_from_the_source_on_and_across_a_restart(device
     again = device.start()
     device.publish(6, encoding="float16")
     eventually(lambda: version_of(again) == 6)
-    assert asked == [0, 1, 2, 5]
+    assert list(dict.fromkeys(asked)) == [0, 1, 2, 5]  # the poll that closing cut off is answered, too
     assert again.status()["updates_refused"] == 0
 
 

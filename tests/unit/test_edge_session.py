@@ -10,10 +10,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from cema.edge.selection import entropy, softmax
 from cema.edge.session import EdgeSession
 from cema.errors import BundleError, ConfigError, UpdateContentError
 from cema.types import NormParameters
-from cema.wire.bundle import Bundle
+from cema.wire.bundle import Bundle, decode_bundle
 
 
 def by_hand(bundle: Bundle, norm: NormParameters, images_BCHW: np.ndarray) -> np.ndarray:
@@ -89,3 +90,26 @@ def test_an_unknown_provider_is_skipped_and_none_at_all_is_an_error(tiny_bundle:
     EdgeSession(tiny_bundle, norm, 0, providers=("NoSuchProvider", "CPUExecutionProvider"))
     with pytest.raises(ConfigError, match="NoSuchProvider"):
         EdgeSession(tiny_bundle, norm, 0, providers=("NoSuchProvider",))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+def test_a_graphs_own_answers_are_those_of_its_logits(scale: float, digits_bundle: bytes) -> None:
+    bundle = decode_bundle(digits_bundle)
+    source = bundle.source_parameters()
+    last = max(name for name in source if name.endswith(".weight"))
+    session = EdgeSession(bundle, {**source, last: source[last] * np.float32(scale)}, 0)
+    images = np.random.default_rng(0).integers(0, 256, (5, *bundle.manifest.preprocess.size, 3), dtype=np.uint8)
+    probabilities_BK, entropy_B = session.predict(images)
+    expected_BK = softmax(session.logits(images))
+    np.testing.assert_allclose(probabilities_BK, expected_BK, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(entropy_B, entropy(expected_BK), rtol=1e-3, atol=1e-5)
+    assert np.isfinite(entropy_B).all()
+    assert entropy_B.shape == (5,)
+
+
+def test_a_graph_without_answers_is_helped_out(tiny_bundle: Bundle) -> None:
+    session = EdgeSession(tiny_bundle, tiny_bundle.source_parameters(), 0)
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    probabilities_BK, entropy_B = session.predict(images)
+    np.testing.assert_array_equal(probabilities_BK, softmax(session.logits(images)))
+    np.testing.assert_array_equal(entropy_B, entropy(probabilities_BK))

@@ -13,9 +13,9 @@ import numpy as np
 
 from cema.cli.output import emit_json, json_option
 from cema.errors import ConfigError
-from cema.wire.bundle import Bundle, encode_bundle, load_bundle
+from cema.wire.bundle import INPUT_TYPES, Bundle, encode_bundle, load_bundle
 from cema.wire.messages import Preprocess, UpdateManifest
-from cema.wire.update import encode_update
+from cema.wire.update import encode_update, fits_float16
 
 if TYPE_CHECKING:
     from cema.cloud.models import LoadedModel
@@ -55,8 +55,18 @@ def bundle() -> None:
 @click.option("--std", callback=_numbers(3, float), metavar="R,G,B", help="Of pixel values in 0..1.")
 @click.option("--interpolation", type=click.Choice(INTERPOLATIONS))
 @click.option("--classes", metavar="FILE|N", help="A file with one name a line, or their number.")
+@click.option(
+    "--input",
+    "input_type",
+    type=click.Choice(INPUT_TYPES),
+    default=INPUT_TYPES[0],
+    show_default=True,
+    help="What the graph takes: pixels, or normalised float32 for accelerators that cannot cast.",
+)
 @json_option
-def build(model: str, weights: Path | None, out: Path, classes: str | None, as_json: bool, **recipe: Any) -> None:
+def build(
+    model: str, weights: Path | None, out: Path, classes: str | None, input_type: str, as_json: bool, **recipe: Any
+) -> None:
     """Export MODEL (a known name or module:factory) and check it against torch.
 
     Known names bring preprocessing and classes; module:factory needs --size and --classes.
@@ -66,7 +76,11 @@ def build(model: str, weights: Path | None, out: Path, classes: str | None, as_j
 
     loaded = load_model(model, weights)
     built = build_bundle(
-        loaded.module, name=loaded.name, preprocess=_preprocess(loaded, recipe), classes=_classes(loaded, classes)
+        loaded.module,
+        name=loaded.name,
+        preprocess=_preprocess(loaded, recipe),
+        classes=_classes(loaded, classes),
+        input_type=input_type,
     )
     _write(out, encode_bundle(built))
     _report(built, out, as_json)
@@ -81,16 +95,18 @@ def inspect(file: Path, as_json: bool) -> None:
 
 
 def describe(content: Bundle) -> dict[str, Any]:
-    """What ``inspect`` prints. norm_layers: number by kind. update_bytes: of one update for this bundle."""
+    """What ``inspect`` prints. norm_layers: number by kind. update_bytes: of one update for this bundle, as a file."""
     manifest = content.manifest
     kinds = Counter({tensor.name.rpartition(".")[0]: tensor.kind for tensor in manifest.norm}.values())
     update = UpdateManifest(
-        group="default", version=1, fingerprint=manifest.fingerprint, method="source", created_at_ms=0
-    )
+        group="default", version=1, fingerprint=manifest.fingerprint, method="source", created_at_ms=0,
+        encoding="float16" if fits_float16(content.source_parameters()) else "float32",
+    )  # fmt: skip
     return {
         "fingerprint": manifest.fingerprint,
         "model": manifest.model,
         "size": list(manifest.preprocess.size),
+        "input_type": manifest.input_type,
         "classes": len(manifest.classes),
         "norm_layers": dict(kinds),
         "norm_bytes": len(content.norm),

@@ -17,12 +17,13 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
-from cema.cloud.export_graph import INPUT_NAME, OPSET, OUTPUT_NAME, to_graph
+from cema.cloud.export_graph import INPUT_NAME, OPSET, OUTPUT_NAME, give_answers, take_pixels, to_graph
 from cema.cloud.norms import NormLayer, norm_layers, read_parameters, write_parameters
 from cema.errors import ExportError
-from cema.types import Float32Array, NormParameters
+from cema.types import Float32Array, NormParameters, Uint8Array
 from cema.wire.bundle import NORM_FILE, Bundle, fingerprint
 from cema.wire.messages import BundleManifest, NormTensor, Preprocess
+from cema.wire.preprocess import normalise
 
 PARITY_TOLERANCE = 1e-4
 """max|dlogit| <= this * max(1, max|logit|) (design section 7)."""
@@ -33,8 +34,12 @@ PERTURBATION = 0.1
 _ERROR_LOGS_ONLY = 3  # onnxruntime's severity scale
 
 
-def build_bundle(module: nn.Module, *, name: str, preprocess: Preprocess, classes: Sequence[str]) -> Bundle:
+def build_bundle(
+    module: nn.Module, *, name: str, preprocess: Preprocess, classes: Sequence[str], input_type: str = "uint8"
+) -> Bundle:
     """Export, check and pack; ``module`` is left as it was. The same model gives the same fingerprint.
+
+    input_type: what the graph takes, see ``BundleManifest``; float32 for accelerators that cannot cast.
 
     Raises
     ------
@@ -44,30 +49,38 @@ def build_bundle(module: nn.Module, *, name: str, preprocess: Preprocess, classe
     table, norm = _norm_table(norm_layers(module), read_parameters(module))
     graph = to_graph(module, preprocess.size, [tensor.name for tensor in table])
     _check_single_use(graph, table)
-    model = _with_external_norm(ir.serde.serialize_model(graph), table)
+    proto = ir.serde.serialize_model(graph)
+    if input_type == "uint8":
+        take_pixels(proto, preprocess)
+    give_answers(proto, len(classes))
+    model = _with_external_norm(proto, table)
     manifest = BundleManifest(
         fingerprint=fingerprint(model, norm, preprocess, classes, table), model=name, classes=list(classes),
         preprocess=preprocess, input_name=INPUT_NAME, output_name=OUTPUT_NAME, norm=table, opset=OPSET,
+        input_type=input_type,
     )  # fmt: skip
     bundle = Bundle(manifest, model, norm)
     check_parity(module, bundle)
     return bundle
 
 
+@torch.no_grad()
 def check_parity(module: nn.Module, bundle: Bundle) -> None:
     """Compare torch and ONNX Runtime on random images, with source and with perturbed norm parameters.
 
     Raises ExportError.
     """
-    rng = np.random.default_rng(PARITY_SEED)
+    rng, recipe = np.random.default_rng(PARITY_SEED), bundle.manifest.preprocess
     source = bundle.source_parameters()
     twin = copy.deepcopy(module).cpu().float().eval()
     for what, parameters in (("source", source), ("perturbed", _perturbed(source, rng))):
         write_parameters(twin, parameters)
         session = _session(bundle, parameters)
         for batch in PARITY_BATCHES:
-            images = rng.standard_normal((batch, 3, *bundle.manifest.preprocess.size), np.float32)
-            _compare(twin, session, images, len(bundle.manifest.classes), what)
+            pixels = rng.integers(0, 256, (batch, *recipe.size, 3), np.uint8)
+            normalised = normalise(pixels, recipe)
+            given = pixels if bundle.manifest.input_type == "uint8" else normalised
+            _compare(twin(torch.from_numpy(normalised)), session, given, len(bundle.manifest.classes), what)
 
 
 def _norm_table(layers: Sequence[NormLayer], parameters: NormParameters) -> tuple[list[NormTensor], bytes]:
@@ -138,8 +151,9 @@ def _perturbed(source: NormParameters, rng: np.random.Generator) -> NormParamete
     return {name: value.astype(np.float32) for name, value in changed.items()}
 
 
-@torch.no_grad()
-def _compare(module: nn.Module, session: ort.InferenceSession, images: Float32Array, classes: int, what: str) -> None:
+def _compare(
+    expected: torch.Tensor, session: ort.InferenceSession, images: Uint8Array | Float32Array, classes: int, what: str
+) -> None:
     try:
         got = session.run(None, {INPUT_NAME: images})[0]
     except Exception as error:  # onnxruntime has no common base for its errors
@@ -149,8 +163,8 @@ def _compare(module: nn.Module, session: ort.InferenceSession, images: Float32Ar
             f"expected logits [{len(images)}, {classes}] for {classes} classes, got {list(got.shape)}",
             hint="give as many class names as the model has outputs; forward must return logits [B, K]",
         )
-    expected = module(torch.from_numpy(images)).numpy()
-    difference, bound = float(np.abs(got - expected).max()), PARITY_TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    difference = float(np.abs(got - expected.numpy()).max())
+    bound = PARITY_TOLERANCE * max(1.0, float(expected.abs().max()))
     if not difference <= bound:  # also when it is nan
         raise ExportError(
             f"expected ONNX Runtime within {bound:.2g} of torch ({what} norm parameters), got {difference:.2g}",

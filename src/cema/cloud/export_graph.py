@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxscript.optimizer
 import torch
@@ -20,6 +22,8 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import nn
 
 from cema.errors import ExportError
+from cema.wire.messages import ENTROPY_OUTPUT, PROBABILITIES_OUTPUT, Preprocess
+from cema.wire.preprocess import scale_and_shift
 
 INPUT_NAME, OUTPUT_NAME = "images", "logits"
 OPSET = 18
@@ -58,6 +62,45 @@ def to_graph(module: nn.Module, size: tuple[int, int], norm_names: Sequence[str]
         _optimise(model, norm_names)
     ClearMetadataAndDocStringPass()(model)  # stack traces with the paths of this machine
     return model
+
+
+def take_pixels(model: onnx.ModelProto, recipe: Preprocess) -> None:
+    """Let the graph take uint8 [B, H, W, 3] and normalise by itself, with the very operations of ``normalise``."""
+    graph = model.graph
+    for node in graph.node:
+        node.input[:] = ["normalised" if name == INPUT_NAME else name for name in node.input]
+    scale, shift = (value.reshape(3, 1, 1) for value in scale_and_shift(recipe))
+    constants = {"pixels.scale": scale, "pixels.shift": shift}
+    graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in constants.items())
+    steps = [
+        onnx.helper.make_node("Transpose", [INPUT_NAME], ["pixels.planes"], perm=[0, 3, 1, 2]),
+        onnx.helper.make_node("Cast", ["pixels.planes"], ["pixels.float"], to=onnx.TensorProto.FLOAT),
+        onnx.helper.make_node("Mul", ["pixels.float", "pixels.scale"], ["pixels.scaled"]),
+        onnx.helper.make_node("Add", ["pixels.scaled", "pixels.shift"], ["normalised"]),
+    ]
+    nodes = list(graph.node)
+    graph.ClearField("node")
+    graph.node.extend([*steps, *nodes])
+    pixels = onnx.helper.make_tensor_value_info(INPUT_NAME, onnx.TensorProto.UINT8, ["B", *recipe.size, 3])
+    graph.input[0].CopyFrom(pixels)
+
+
+def give_answers(model: onnx.ModelProto, classes: int) -> None:
+    """Let the graph also give probabilities [B, K] and their entropy [B], in nats: what selection looks at."""
+    make, graph = onnx.helper.make_node, model.graph
+    graph.initializer.append(onnx.numpy_helper.from_array(np.asarray([-1], np.int64), "answers.axis"))
+    graph.node.extend(
+        [
+            make("Softmax", [OUTPUT_NAME], [PROBABILITIES_OUTPUT], axis=-1),
+            make("LogSoftmax", [OUTPUT_NAME], ["answers.log"], axis=-1),
+            make("Mul", [PROBABILITIES_OUTPUT, "answers.log"], ["answers.product"]),
+            make("ReduceSum", ["answers.product", "answers.axis"], ["answers.sum"], keepdims=0),
+            make("Neg", ["answers.sum"], [ENTROPY_OUTPUT]),
+        ]
+    )
+    shapes: dict[str, list[str | int | None]] = {PROBABILITIES_OUTPUT: ["B", classes], ENTROPY_OUTPUT: ["B"]}
+    for name, shape in shapes.items():
+        graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
 
 
 def _check_single_output(model: ir.Model) -> None:

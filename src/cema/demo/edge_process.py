@@ -28,7 +28,7 @@ from cema.edge.session import EdgeSession
 from cema.errors import CemaError
 from cema.types import Uint8Array
 from cema.wire.bundle import Bundle, load_bundle
-from cema.wire.preprocess import preprocess
+from cema.wire.preprocess import fit
 
 PACE_LIMIT_S = 120.0
 """Longest wait for the cloud at one tick: a stalled cloud slows the demo down but does not stop it."""
@@ -135,7 +135,7 @@ def _batch(
     before = time.perf_counter()
     predictions = agent.predict(images)
     latency_s = time.perf_counter() - before
-    source_B = shadow.run(preprocess(images, bundle.manifest.preprocess)).argmax(1)
+    source_B = shadow.logits(np.stack([fit(image, bundle.manifest.preprocess) for image in images])).argmax(1)
     status: dict[str, Any] = agent.status()
     return EdgeEvent(
         edge=plan.name,

@@ -23,7 +23,7 @@ from cema.config import DeviceConfig, SelectionConfig, device_token, load_device
 from cema.edge.client import CloudClient
 from cema.edge.counters import EdgeCounters
 from cema.edge.outbox import Outbox
-from cema.edge.selection import BoolArray, SampleSelector, Selector, entropy, softmax
+from cema.edge.selection import BoolArray, SampleSelector, Selector
 from cema.edge.session import EdgeSession
 from cema.edge.slots import OUTBOX_FILE, StateFolder
 from cema.edge.updater import Updater, open_bundle, trusted_key
@@ -34,7 +34,7 @@ from cema.types import Float32Array, Prediction, Uint8Array
 from cema.wire.bundle import Bundle
 from cema.wire.image import decode_image
 from cema.wire.messages import Preprocess
-from cema.wire.preprocess import fit, normalise
+from cema.wire.preprocess import fit
 
 Image = Uint8Array | bytes
 
@@ -94,9 +94,9 @@ class EdgeAgent:
         started_s = time.perf_counter()
         session = self._updater.session
         recipe = session.bundle.manifest.preprocess
-        fitted_BHWC = np.stack([_fitted(index, image, recipe) for index, image in enumerate(images)])
-        probabilities_BK = softmax(session.run(normalise(fitted_BHWC, recipe)))
-        entropy_B = entropy(probabilities_BK)
+        fitted = [_fitted(index, image, recipe) for index, image in enumerate(images)]
+        fitted_BHWC = np.stack(fitted) if len(fitted) > 1 else fitted[0][np.newaxis]
+        probabilities_BK, entropy_B = session.predict(fitted_BHWC)
         kept_B = self._select(session, probabilities_BK, entropy_B)
         predictions = _predictions(probabilities_BK, entropy_B, kept_B, session.version)
         self._hand_over(session, images, fitted_BHWC, predictions)

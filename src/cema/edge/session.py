@@ -14,14 +14,17 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from cema.edge.selection import entropy, softmax
 from cema.errors import BundleError, ConfigError, UpdateContentError
-from cema.types import Float32Array, NormParameters
+from cema.types import Float32Array, NormParameters, Uint8Array
 from cema.wire.bundle import Bundle
+from cema.wire.messages import ENTROPY_OUTPUT, PROBABILITIES_OUTPUT
 from cema.wire.preprocess import normalise
 
 MAX_AUTO_THREADS = 4
 """With threads = 0: more than four rarely helps small models and starves the device's other work."""
 SMOKE_SEED = 0
+_ANSWERS = (PROBABILITIES_OUTPUT, ENTROPY_OUTPUT)
 _LOG_ERRORS_ONLY = 3
 
 _ORT_ERRORS: tuple[type[Exception], ...] = (
@@ -70,33 +73,59 @@ class EdgeSession:
             self._kept = values, {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in values.items()}
             options.add_external_initializers(list(self._kept[1]), list(self._kept[1].values()))
             self._session = ort.InferenceSession(bundle.model, options, providers=available)
+            named = {output.name for output in self._session.get_outputs()}
         except _ORT_ERRORS as error:
             raise BundleError(
                 f"expected a model that ONNX Runtime {ort.__version__} can run: {error}",
                 hint="build the bundle again with 'cema bundle build', or upgrade onnxruntime on the device",
             ) from error
 
+        self._answers = [*_ANSWERS] if named.issuperset(_ANSWERS) else None
+
     @property
     def fingerprint(self) -> str:
         """Of the bundle behind this session."""
         return self.bundle.manifest.fingerprint
 
-    def run(self, images_BCHW: Float32Array) -> Float32Array:
-        """Preprocessed images, float32 [B, 3, H, W] -> logits, float32 [B, K]. Raises BundleError."""
+    def logits(self, images_BHWC: Uint8Array) -> Float32Array:
+        """Fitted pixels, uint8 [B, H, W, 3] -> logits, float32 [B, K]. Raises BundleError."""
+        return self.run(self._given(images_BHWC))
+
+    def predict(self, images_BHWC: Uint8Array) -> tuple[Float32Array, Float32Array]:
+        """Fitted pixels, uint8 [B, H, W, 3] -> (probabilities float32 [B, K], entropy float32 [B], nats).
+
+        By the graph itself, where it has these outputs. Raises BundleError.
+        """
+        if self._answers is None:
+            probabilities_BK = softmax(self.logits(images_BHWC))
+            return probabilities_BK, entropy(probabilities_BK)
+        probabilities_BK, entropy_B = self._run(self._answers, self._given(images_BHWC))
+        return probabilities_BK, entropy_B
+
+    def run(self, images: Uint8Array | Float32Array) -> Float32Array:
+        """What the graph itself takes (``BundleManifest.input_type``) -> logits, float32 [B, K]. Raises BundleError."""
+        (logits_BK,) = self._run([self._output], images)
+        return np.asarray(logits_BK, np.float32)
+
+    def _given(self, images_BHWC: Uint8Array) -> Uint8Array | Float32Array:
+        manifest = self.bundle.manifest
+        return images_BHWC if manifest.input_type == "uint8" else normalise(images_BHWC, manifest.preprocess)
+
+    def _run(self, outputs: list[str], images: Uint8Array | Float32Array) -> list[Float32Array]:
         try:
-            (logits_BK,) = self._session.run([self._output], {self._input: images_BCHW})
+            found: list[Float32Array] = self._session.run(outputs, {self._input: images})
         except _ORT_ERRORS as error:
             raise BundleError(
-                f"expected a model that runs on {list(images_BCHW.shape)}: {error}",
+                f"expected a model that runs on {images.dtype} {list(images.shape)}: {error}",
                 hint="check the bundle's input size",
             ) from error
-        return np.asarray(logits_BK, np.float32)
+        return found
 
     def smoke_test(self) -> None:
         """One noise picture must give finite logits, one per class. Raises BundleError, UpdateContentError."""
         recipe, classes = self.bundle.manifest.preprocess, len(self.bundle.manifest.classes)
         noise = np.random.default_rng(SMOKE_SEED).integers(0, 256, (1, *recipe.size, 3), dtype=np.uint8)
-        logits_BK = self.run(normalise(noise, recipe))
+        logits_BK = self.logits(noise)
         if logits_BK.shape != (1, classes):
             raise BundleError(f"expected logits of shape [1, {classes}], got {list(logits_BK.shape)}")
         if not np.isfinite(logits_BK).all():

@@ -30,6 +30,7 @@ MODEL_FILE, NORM_FILE, MANIFEST_FILE = "model.onnx", "norm.bin", "manifest.json"
 _FILES = (MANIFEST_FILE, MODEL_FILE, NORM_FILE)
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 _ITEM_BYTES = 4
+INPUT_TYPES = ("uint8", "float32")
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,10 @@ def _check(bundle: Bundle) -> None:
     actual = fingerprint(bundle.model, bundle.norm, manifest.preprocess, manifest.classes, manifest.norm)
     if actual != manifest.fingerprint:
         raise BundleError(f"expected content with fingerprint {manifest.fingerprint[:12]}, got {actual[:12]}")
+    if manifest.input_type not in INPUT_TYPES:
+        raise BundleError(
+            f"expected an input of {' or '.join(INPUT_TYPES)}, got {manifest.input_type!r}", hint="upgrade cema"
+        )
     if not manifest.norm or len({tensor.name for tensor in manifest.norm}) != len(manifest.norm):
         raise BundleError("expected at least one patchable norm tensor, each with a name of its own")
     for tensor in manifest.norm:

@@ -23,6 +23,8 @@ SIGNATURE_HEADER = "Cema-Signature"
 VERSION_HEADER = "Cema-Update-Version"
 FINGERPRINT_HEADER = "Cema-Bundle-Fingerprint"
 BASE_HEADER = "Cema-Update-Base"
+PROBABILITIES_OUTPUT, ENTROPY_OUTPUT = "probabilities", "entropy"
+"""Outputs that a bundle's graph may have beside the logits."""
 MSGPACK_TYPE = "application/msgpack"
 UPDATE_TYPE = "application/vnd.cema.update"
 BUNDLE_TYPE = "application/vnd.cema.bundle"
@@ -148,7 +150,10 @@ class NormTensor(Message, frozen=True, kw_only=True):
 
 
 class BundleManifest(Message, frozen=True, kw_only=True):
-    """``manifest.json`` of a bundle. fingerprint = sha256 over graph, norm table, preprocessing and classes."""
+    """``manifest.json`` of a bundle. fingerprint = sha256 over graph, norm table, preprocessing and classes.
+
+    input_type: ``uint8`` (pixels [B, H, W, 3], the graph normalises them) or ``float32`` (normalised, [B, 3, H, W]).
+    """
 
     fingerprint: str
     model: str
@@ -159,6 +164,7 @@ class BundleManifest(Message, frozen=True, kw_only=True):
     norm: list[NormTensor]
     protocol: int = PROTOCOL_VERSION
     opset: int = 0
+    input_type: str = "float32"
 
 
 class UpdateManifest(Message, frozen=True, kw_only=True):

@@ -47,10 +47,16 @@ def _centre(size: tuple[int, int], recipe: Preprocess) -> tuple[float, float, fl
 
 def normalise(images_BHWC: Uint8Array, recipe: Preprocess) -> Float32Array:
     """uint8 [B, H, W, 3] -> float32 [B, 3, H, W]: x / 255, minus mean, divided by std."""
-    scale = np.asarray([1.0 / (255.0 * s) for s in recipe.std], np.float32)
-    shift = np.asarray([-m / s for m, s in zip(recipe.mean, recipe.std, strict=True)], np.float32)
+    scale, shift = scale_and_shift(recipe)
     scaled = images_BHWC.astype(np.float32) * scale + shift
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+
+def scale_and_shift(recipe: Preprocess) -> tuple[Float32Array, Float32Array]:
+    """Normalisation as x * scale + shift, float32 [3] each: bundles whose graph normalises hold these very numbers."""
+    scale = np.asarray([1.0 / (255.0 * s) for s in recipe.std], np.float32)
+    shift = np.asarray([-m / s for m, s in zip(recipe.mean, recipe.std, strict=True)], np.float32)
+    return scale, shift
 
 
 def preprocess(images: Sequence[Uint8Array], recipe: Preprocess) -> Float32Array:
