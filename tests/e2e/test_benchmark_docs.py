@@ -25,8 +25,10 @@ def test_a_method_and_a_data_set_of_ones_own_run_as_written(tmp_path: Path) -> N
             continue
         words = shlex.split(text)
         assert words.pop(0) == "cema"
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-        subprocess.run([sys.executable, "-m", "cema", *words], cwd=tmp_path, env=environment, check=True, timeout=240)
+        environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        # -P: the current folder is not on Python's path, as with an installed command
+        python = [sys.executable, "-P", "-m", "cema"]
+        subprocess.run([*python, *words], cwd=tmp_path, env=environment, check=True, timeout=240)
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert [row["method"] for row in rows] == ["source", "mirror:Mirror"]
     assert rows[1]["options"] == {"share": 0.3}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from cema.bench.grid import Cell, Spec
@@ -79,6 +80,66 @@ def test_a_cell_that_fails_is_named_and_does_not_stop_the_others(tmp_path: Path)
     (failure,) = finished.failures
     assert failure.cell.method == "bn"
     assert "colour" in failure.message
+
+
+OWN = """
+import msgspec
+from cema.bench.methods.base import DeviceMethod
+
+class Broken(DeviceMethod):
+    class Settings(msgspec.Struct, frozen=True):
+        pass
+    def __init__(self, model, settings, seed):
+        pass
+    def predict(self, images_BCHW):
+        raise ValueError("out of tea")
+"""
+
+
+def test_an_error_in_a_method_of_ones_own_is_named_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_broken.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    methods = ("own_broken:Broken", "source")
+    spec = msgspec.structs.replace(SPEC, corruptions=("fog",), methods=methods, limit=8)
+    finished = run(place(tmp_path, spec), tmp_path / "out", resume=False, processes=1)
+    assert [row.method for row in finished.rows] == ["source"]
+    assert [failure.message.partition(" (")[0] for failure in finished.failures] == ["ValueError: out of tea"]
+    assert "own_broken.py:11" in finished.failures[0].message
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("x")
+    with pytest.raises(ConfigError, match="taken"):
+        run(place(tmp_path), tmp_path / "taken", resume=False, processes=1)
+
+
+@pytest.mark.parametrize(("limit", "first_batch"), [(1, False), (7, False), (8, True)])
+def test_a_stream_shorter_than_a_batch_starts_from_the_source_statistics(
+    limit: int, first_batch: bool, tmp_path: Path
+) -> None:
+    spec = msgspec.structs.replace(SPEC, methods=("cema-paper",), limit=limit)
+    (row,) = run_cell(place(tmp_path, spec), Cell(method="cema-paper", corruptions=("fog",), seed=0, delay=0))
+    assert (row.samples, row.options["first_batch"]) == (limit, first_batch)
+
+
+def test_labels_that_the_model_cannot_answer_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "far.npz", images=np.zeros((4, 32, 32, 3), np.uint8), labels=np.array([0, 3, 9, 10]))
+    spec = msgspec.structs.replace(SPEC, dataset="npz", limit=None)
+    far = Workplace(spec, pair_names("npz", None, "digits-edge"), tmp_path / "far.npz", None, threads=1)
+    with pytest.raises(ConfigError, match=r"labels below 10, .* got 10"):
+        run_cell(far, Cell(method="source", corruptions=("fog",), seed=0, delay=0))
+
+
+def test_rows_tell_apart_what_other_models_gave(tmp_path: Path) -> None:
+    spec = msgspec.structs.replace(SPEC, limit=8)
+    cell = Cell(method="source", corruptions=("fog",), seed=0, delay=0)
+    (usual,) = run_cell(place(tmp_path, spec), cell)
+    names = pair_names("digits", None, foundation="digits-edge")
+    (other,) = run_cell(dataclasses.replace(place(tmp_path, spec), names=names), cell)
+    assert usual.stream == "limit=8"
+    assert other.stream == "limit=8 edge=digits-edge foundation=digits-edge"
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -13,6 +13,7 @@ from cema.bench.link import Link
 from cema.bench.measure import Tally, measure, whole
 from cema.bench.pairs import load_pair, pair_names
 from cema.bench.simulate import Pair, Plan, Simulator
+from cema.bench.simulated_device import Device, NoSelector
 from cema.bench.streams import Pictures, for_edge, make_streams
 from cema.config import SelectionConfig
 
@@ -69,6 +70,19 @@ def test_late_updates_help_later(run: Run) -> None:
     prompt, late, source = run(), run(delay=4), run(method="source")
     np.testing.assert_array_equal(correct(late)[: 64 * 5], correct(source)[: 64 * 5])
     assert accuracy(late) < accuracy(prompt)
+
+
+def test_the_delay_counts_from_the_arrival_of_an_update(pair: Pair) -> None:
+    link = Link(name="slow", latency_s=2.0)
+    device = Device("edge-0", pair.bundle, NoSelector(), link, np.random.default_rng(0), threads=1, delay=2)
+    device.steps = 1
+    device.fetch(100, pair.bundle.source_parameters(), 1, now_s=0.0)
+    used = []
+    for step in range(2, 8):  # a batch a second
+        device.steps = step
+        used.append(device.apply_due(now_s=step - 1.0))
+    assert used == [0, 0, 0, 1, 0, 0], "arrived with batch 3, used after batch 5"
+    assert device.session.version == 1
 
 
 def test_a_slow_link_is_staleness_and_an_endless_one_is_the_source(run: Run) -> None:

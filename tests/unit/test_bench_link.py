@@ -34,6 +34,12 @@ def test_offline_a_transfer_pauses_and_goes_on() -> None:
     assert channel(8_000, offline_every_s=60, offline_for_s=30).send(70_000, now_s=0.0) == 130.0  # 30 + 30 + 10
 
 
+def test_a_transfer_that_ends_with_the_window_does_not_wait_for_the_next() -> None:
+    for seconds, arrives in ((5, 30.0), (35, 90.0), (65, 150.0)):
+        way = channel(8_000, offline_every_s=60, offline_for_s=30)
+        assert way.send(1_000 * seconds, now_s=25.0) == arrives
+
+
 def test_loss_costs_another_transfer_and_the_time_out() -> None:
     lossy = channel(8_000, loss=0.5)
     taken = np.array([lossy.send(1_000, now_s=1000.0 * i) - 1000.0 * i for i in range(400)])
@@ -57,6 +63,15 @@ def test_messages_arrive_in_order_and_never_before_they_are_sent(sends: list[tup
 def test_links_are_read_by_name_or_by_numbers() -> None:
     assert read_link("lte") is LINKS["lte"]
     assert read_link("up_bps=1e6, latency_s=0.2").up_bps == 1e6
-    for text in ("5g", "up_bps=fast", "speed=3", "loss=1", "latency_s=-1", "offline_every_s=10,offline_for_s=10"):
+    for text in (
+        "5g",
+        "up_bps=fast",
+        "speed=3",
+        "loss=1",
+        "latency_s=-1",
+        "latency_s=nan",
+        "up_bps=inf",
+        "offline_every_s=10,offline_for_s=10",
+    ):
         with pytest.raises(ConfigError, match="expected"):
             read_link(text)

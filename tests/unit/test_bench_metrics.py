@@ -12,15 +12,14 @@ from cema.errors import ConfigError
 RIGHT_WRONG = np.array([True, False, True, True, False])
 
 
-def test_accuracies_and_error_of_five_answers() -> None:
+def test_accuracies_of_five_answers() -> None:
     assert metrics.accuracy(RIGHT_WRONG) == pytest.approx(0.6)
-    assert metrics.error(RIGHT_WRONG) == pytest.approx(0.4)
     assert metrics.accuracy_second_half(RIGHT_WRONG) == pytest.approx(2 / 3), "the middle one counts as second half"
 
 
 def test_no_answers_are_refused() -> None:
     nothing = np.zeros(0, np.bool_)
-    for measure in (metrics.accuracy, metrics.accuracy_second_half, metrics.error):
+    for measure in (metrics.accuracy, metrics.accuracy_second_half):
         with pytest.raises(ConfigError, match="at least one of the answers to measure, got none"):
             measure(nothing)
     with pytest.raises(ConfigError, match="at least one"):

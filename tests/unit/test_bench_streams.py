@@ -103,6 +103,20 @@ def test_devices_of_a_group_are_under_different_conditions() -> None:
     assert begins == list(NAMES)
 
 
+def test_other_devices_get_other_photographs_first_but_an_order_that_matters_stays() -> None:
+    def classes_in_a_row(setting: str, **shape: float) -> list[float]:
+        (stream, *_) = make_streams(setting, NAMES, 5, LABELS, 0, Shape(**shape))  # type: ignore[arg-type]
+        orders = [for_edge(stream, edge, 3).segments[0].index_N for edge in range(3)]
+        assert len({tuple(order) for order in orders}) == 3
+        assert all(sorted(order) == list(range(len(LABELS))) for order in orders)
+        return [float((np.diff(LABELS[order]) == 0).mean()) for order in orders]
+
+    assert min(classes_in_a_row("correlated", alpha=0.1)) > 0.9
+    assert max(classes_in_a_row("reset")) < 0.4
+    (stored, *_) = make_streams("reset", NAMES, 5, LABELS, 0, Shape(shuffle=False))
+    np.testing.assert_array_equal(for_edge(stored, 1, 3).segments[0].index_N, np.roll(np.arange(240), -80))
+
+
 def test_batches_carry_the_right_picture_and_label_and_end_with_the_segment() -> None:
     (stream,) = make_streams("gradual", NAMES, 2, LABELS, 0)
     shelf = Shelf()
@@ -123,5 +137,6 @@ def test_nonsense_is_refused_with_what_was_expected() -> None:
         make_streams("reset", (), 5, LABELS, 0)
     with pytest.raises(ConfigError, match="3 visits"):
         make_streams("recurring", NAMES, 5, LABELS[:2], 0)
-    with pytest.raises(ConfigError, match="imbalance"):
-        Shape(imbalance=0.5)
+    for shape in ({"imbalance": 0.5}, {"alpha": float("nan")}, {"alpha": float("inf")}, {"imbalance": float("inf")}):
+        with pytest.raises(ConfigError, match="imbalance"):
+            Shape(**shape)

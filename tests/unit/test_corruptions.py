@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,60 @@ def test_the_cache_tells_apart_pictures_names_severities_and_seeds(tmp_path: Pat
         corrupted(images, *arguments, tmp_path)
     corrupted(images[::-1], "fog", 1, 0, tmp_path)
     assert len(list(tmp_path.glob("*.npy"))) == len(list(tmp_path.iterdir())) == 5
+
+
+class Roll(Sequence[Uint8Array]):
+    """Pictures as photographs are: made when asked for. most: that were asked for at once."""
+
+    def __init__(self, images: Uint8Array, most: list[int]) -> None:
+        self.images, self.most = images, most
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            part = self.images[index]
+            self.most.append(len(part))
+            return Roll(part, [])
+        return self.images[index]
+
+
+def test_photographs_are_corrupted_a_few_at_a_time_and_stay_on_disk(tmp_path: Path) -> None:
+    images, most = np.concatenate([scene(6)] * 25), [0]
+    kept = corrupted(Roll(images, most), "shot_noise", 4, 1, tmp_path)
+    assert max(most) <= 64
+    assert isinstance(kept.base, np.memmap)
+    assert not kept.flags.writeable
+    np.testing.assert_array_equal(kept, corrupted(images, "shot_noise", 4, 1))
+    np.testing.assert_array_equal(kept, corrupted(images, "shot_noise", 4, 1, tmp_path))
+    assert len(list(tmp_path.iterdir())) == 1, "an array and photographs of equal pixels share the file"
+
+
+def test_a_damaged_file_of_the_cache_is_made_again(tmp_path: Path) -> None:
+    images = scene(3)
+    expected = corrupted(images, "shot_noise", 4, 1)
+    for content in (b"", b"nothing", None):
+        corrupted(images, "shot_noise", 4, 1, tmp_path)
+        (file,) = tmp_path.iterdir()
+        file.write_bytes(file.read_bytes()[:-100] if content is None else content)
+        np.testing.assert_array_equal(corrupted(images, "shot_noise", 4, 1, tmp_path), expected)
+
+
+def test_a_cache_that_cannot_be_written_is_named_and_a_failure_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("x")
+    with pytest.raises(ConfigError, match=r"can be kept in, got .*taken.*--cache"):
+        corrupted(scene(1), "fog", 1, 0, tmp_path / "taken")
+    with pytest.raises(ConfigError, match="rain"):
+        corrupted(scene(1), "rain", 1, 0, tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_pictures_of_other_library_versions_are_not_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corrupted(scene(1), "fog", 1, 0, tmp_path)
+    monkeypatch.setattr("cema.bench.corruptions._versions", lambda: ("another",))
+    corrupted(scene(1), "fog", 1, 0, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,17 @@ def test_a_folder_has_one_class_per_folder(tmp_path: Path) -> None:
     assert mine.images[1][0, 0, 0] > 200
 
 
+def test_a_part_of_a_folder_has_a_share_of_every_class_and_hidden_folders_are_none(tmp_path: Path) -> None:
+    for name, count in (("Ärger", 3), ("zorn", 2), (".cache", 1)):
+        for index in range(count):
+            photograph(tmp_path / name / f"{index}.png", RED)
+    few, everything = load_dataset("folder", tmp_path, limit=2), load_dataset("folder", tmp_path)
+    assert everything.classes == ["zorn", "Ärger"]
+    assert list(few.labels) == [0, 1]
+    assert list(everything.labels) == [0, 1, 0, 1, 1]
+    assert everything.name == tmp_path.name
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "digits"])
 def test_missing_data_names_the_expected_path(kind: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="absent"):
@@ -133,6 +144,13 @@ def test_cifar_labels_beyond_ten_classes_are_refused(tmp_path: Path) -> None:
         load_dataset("cifar10", tmp_path)
 
 
+def test_a_label_table_is_utf_8_with_or_without_a_mark(tmp_path: Path) -> None:
+    photograph(tmp_path / "imagenet" / "photos" / "n01.jpg", RED)
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / "imagenet" / "labels.csv").write_text("wnid,label,name\nn01,3,Müsli\n", encoding=encoding)
+        assert load_dataset("imagenet", tmp_path).classes[3] == "Müsli"
+
+
 @pytest.mark.parametrize("table", ["", "wnid,label,name\n", "wnid,label,name\nn01,cat,x\n", "a,b\n1,2\n"])
 def test_an_unusable_label_table_is_refused(table: str, tmp_path: Path) -> None:
     photograph(tmp_path / "imagenet" / "photos" / "n01.jpg", RED)
@@ -181,6 +199,21 @@ def nothing(data):
 def short(data):
     return Dataset("short", np.zeros((3, 8, 8, 3), np.uint8), np.arange(2), list("ab"))
 
+def empty(data):
+    return Dataset("empty", np.zeros((0, 8, 8, 3), np.uint8), np.arange(0), list("ab"))
+
+def floats(data):
+    return Dataset("floats", np.zeros((2, 8, 8, 3)), np.arange(2), list("ab"))
+
+def negative(data):
+    return Dataset("negative", np.zeros((2, 8, 8, 3), np.uint8), [0, -1], list("ab"))
+
+def listed(data):
+    return Dataset("listed", np.zeros((2, 8, 8, 3), np.uint8), [0, 1], list("ab"))
+
+def failing(data):
+    raise LookupError("no such table")
+
 number = 3
 """
 
@@ -191,6 +224,7 @@ def test_a_function_of_the_users_is_a_data_set(tmp_path: Path, monkeypatch: pyte
     shades = load_dataset("own_shades:shades", Path("there"), limit=3)
     assert (shades.name, len(shades), len(shades.images)) == ("there", 3, 3)
     assert load_dataset("own_shades:shades", None).name == "None"
+    assert load_dataset("own_shades:listed", None).labels.dtype == np.int64
 
 
 @pytest.mark.parametrize(
@@ -199,6 +233,10 @@ def test_a_function_of_the_users_is_a_data_set(tmp_path: Path, monkeypatch: pyte
         ("absent", "absent"),
         ("nothing", "to return a cema.bench.datasets.Dataset, got NoneType"),
         ("short", "a label per picture, got 2 for 3"),
+        ("empty", "at least one picture, got none"),
+        ("floats", r"uint8 \[N, H, W, 3\], got float64 \[2, 8, 8, 3\]"),
+        ("negative", "labels as int64"),
+        ("failing", "failed: LookupError: no such table"),
         ("number", "to be a function of the path, got int"),
     ],
 )
@@ -213,7 +251,7 @@ def test_another_thing_than_a_data_set_is_refused(
 
 @pytest.mark.parametrize("kind", ["no_such_module:shades", ":shades", "cema.bench.datasets:"])
 def test_a_function_that_cannot_be_imported_is_named(kind: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{kind} cannot be imported.*module:function"):
+    with pytest.raises(ConfigError, match=rf"{kind} cannot be imported.*module:name"):
         load_dataset(kind, None)
 
 

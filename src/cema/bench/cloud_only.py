@@ -14,7 +14,7 @@ from torch import nn
 from cema.bench.answer import Answer
 from cema.bench.memory_probe import MemoryProbe
 from cema.types import Float32Array, Uint8Array
-from cema.wire.image import codec_for, encode_image
+from cema.wire.image import encode_image, read_coding
 from cema.wire.messages import Preprocess, Sample, SampleBatch, encode_msgpack
 from cema.wire.preprocess import preprocess
 
@@ -70,12 +70,12 @@ class CloudOnly:
         )
 
     def _sample(self, image: Uint8Array, seq: int) -> Sample:
-        codec = codec_for(*image.shape[:2])
+        coding = read_coding("auto", *image.shape[:2])
         return Sample(
             sample_id=self.rng.bytes(16),
             seq=seq,
-            codec=codec,
-            image=encode_image(image, codec),
+            codec=coding.codec,
+            image=encode_image(image, coding),
             label=0,
             probability=0.0,
             entropy=0.0,

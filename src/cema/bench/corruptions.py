@@ -14,6 +14,8 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,12 @@ _CACHE_FORMAT = 1
 _CHUNK = 64
 """Pictures computed at once: as float64 at 32 px they fill 1.5 MB, which stays in the processor's cache."""
 
+_LIBRARIES = (
+    "imagecorruptions-imaug", "numpy", "opencv-python", "opencv-python-headless", "pillow", "scikit-image", "scipy",
+)  # fmt: skip
+"""That compute the pixels: another version may compute others."""
+
+Pictures = Sequence[Uint8Array] | Uint8Array
 Rngs = Sequence[np.random.Generator]
 Kernel = Callable[[Uint8Array, Rngs], Uint8Array]
 """Pictures uint8 [B, H, W, 3] and the generator of each -> uint8 [B, H, W, 3]."""
@@ -60,52 +68,91 @@ def corrupt(images_BHWC: Uint8Array, name: str, severity: int, rng: np.random.Ge
     >>> int(corrupt(grey, "brightness", 5, np.random.default_rng(0)).min())
     204
     """
-    return _in_chunks(images_BHWC, _kernel(images_BHWC, name, severity), lambda index: rng)
+    kernel, result = _kernel(images_BHWC, name, severity), np.empty_like(images_BHWC)
+    _in_chunks(images_BHWC, kernel, lambda index: rng, result)
+    return result
 
 
-def corrupted(
-    images: Sequence[Uint8Array] | Uint8Array, name: str, severity: int, seed: int, cache_dir: Path | None = None
-) -> Uint8Array:
-    """A whole set: pictures uint8 [H, W, 3] of one size -> uint8 [N, H, W, 3].
+def corrupted(images: Pictures, name: str, severity: int, seed: int, cache_dir: Path | None = None) -> Uint8Array:
+    """A whole set: pictures uint8 [H, W, 3] of one size, at least one -> uint8 [N, H, W, 3].
 
     Picture i draws from its own generator, made from (seed, i, name, severity): the first n pictures of a set are
     corrupted alike whether or not others follow. With ``cache_dir`` the result is kept there, by the hash of all that
-    it depends on. Raises as ``corrupt``.
+    it depends on, and read from disk as it is used (read-only): photographs are never all in memory. Raises as
+    ``corrupt``, and ConfigError for a cache that cannot be written.
     """
-    stacked = np.ascontiguousarray(images) if isinstance(images, np.ndarray) else np.stack(list(images))
+    shape = (len(images), *np.shape(images[0]))
     if cache_dir is None:
-        return _corrupt_all(stacked, name, severity, seed)
-    digest = hashlib.sha256(stacked.data)
-    digest.update(repr((_CACHE_FORMAT, stacked.shape, name, severity, seed)).encode())
-    path = cache_dir / f"{name}-{severity}-{digest.hexdigest()[:32]}.npy"
-    if path.is_file():
-        return np.asarray(np.load(path, allow_pickle=False))
-    result = _corrupt_all(stacked, name, severity, seed)
-    _save(path, result)
-    return result
+        result = np.empty(shape, np.uint8)
+        _corrupt_all(images, name, severity, seed, result)
+        return result
+    path = cache_dir / f"{name}-{severity}-{_digest(images, shape, name, severity, seed)}.npy"
+    try:
+        kept = _kept(path, shape)
+        return _make(path, shape, images, name, severity, seed) if kept is None else kept
+    except OSError as error:
+        raise ConfigError(
+            f"expected a folder that corrupted pictures can be kept in, got {cache_dir}: {error}", hint="--cache DIR"
+        ) from error
 
 
-def _corrupt_all(stacked: Uint8Array, name: str, severity: int, seed: int) -> Uint8Array:
+def _corrupt_all(images: Pictures, name: str, severity: int, seed: int, result: Uint8Array) -> None:
     key = zlib.crc32(name.encode())
-    kernel = _kernel(stacked, name, severity)
-    return _in_chunks(stacked, kernel, lambda index: np.random.default_rng((seed, index, key, severity)))
+    kernel = _kernel(_stacked(images[:1]), name, severity)
+    _in_chunks(images, kernel, lambda index: np.random.default_rng((seed, index, key, severity)), result)
 
 
-def _in_chunks(images_BHWC: Uint8Array, kernel: Kernel, rng_of: Callable[[int], np.random.Generator]) -> Uint8Array:
+def _in_chunks(
+    images: Pictures, kernel: Kernel, rng_of: Callable[[int], np.random.Generator], result: Uint8Array
+) -> None:
     """Picture i of the whole with generator ``rng_of(i)``; the size of the chunks does not show in the pixels."""
-    result = np.empty_like(images_BHWC)
-    for start in range(0, len(images_BHWC), _CHUNK):
-        part = images_BHWC[start : start + _CHUNK]
+    for start in range(0, len(images), _CHUNK):
+        part = _stacked(images[start : start + _CHUNK])
         result[start : start + _CHUNK] = kernel(part, [rng_of(start + offset) for offset in range(len(part))])
-    return result
 
 
-def _save(path: Path, array: Uint8Array) -> None:
-    """Other processes see the whole file or none."""
+def _stacked(images: Pictures) -> Uint8Array:
+    return images if isinstance(images, np.ndarray) else np.stack(list(images))
+
+
+def _digest(images: Pictures, shape: tuple[int, ...], name: str, severity: int, seed: int) -> str:
+    """Of all that corrupted pictures depend on, the libraries that make them included."""
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(np.ascontiguousarray(image).data)
+    digest.update(repr((_CACHE_FORMAT, _versions(), shape, name, severity, seed)).encode())
+    return digest.hexdigest()[:32]
+
+
+@cache
+def _versions() -> tuple[str, ...]:
+    installed = {each.metadata["Name"].lower(): each.version for each in metadata.distributions()}
+    return tuple(installed.get(name, "") for name in _LIBRARIES)
+
+
+def _kept(path: Path, shape: tuple[int, ...]) -> Uint8Array | None:
+    """What an earlier run made; None if there is nothing, or a file that is damaged."""
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    return np.asarray(found) if found.shape == shape and found.dtype == np.uint8 else None
+
+
+def _make(path: Path, shape: tuple[int, ...], images: Pictures, name: str, severity: int, seed: int) -> Uint8Array:
+    """Chunk by chunk into a file; other processes see the whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-        np.save(file, array, allow_pickle=False)
-    os.replace(file.name, path)
+    handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    os.close(handle)
+    try:
+        result = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
+        _corrupt_all(images, name, severity, seed, result)
+        result.flush()
+        os.replace(part, path)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
 def _kernel(images_BHWC: Uint8Array, name: str, severity: int) -> Kernel:

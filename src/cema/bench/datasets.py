@@ -6,9 +6,8 @@ from its path to a ``Dataset`` and one line in ``_LOADERS``.
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,8 @@ from cema.bench.datasets_cifar import CIFAR10_CLASSES, cifar10, cifar10_c
 from cema.bench.datasets_files import existing, in_range, labelled_arrays
 from cema.bench.datasets_imagenet import imagenet, imagenet_a, imagenet_a_all, imagenet_c, imagenet_r, imagenet_r_all
 from cema.bench.datasets_pictures import PHOTOGRAPH, SUFFIXES, Absent, Dataset, Photographs
-from cema.errors import ConfigError, DependencyError
+from cema.bench.own import load_own
+from cema.errors import CemaError, ConfigError, DependencyError
 
 __all__ = ["CIFAR10_CLASSES", "KINDS", "PHOTOGRAPH", "Absent", "Dataset", "Photographs", "load_dataset"]
 
@@ -75,40 +75,47 @@ def _npz(data: Path) -> Dataset:
 def _folder(data: Path) -> Dataset:
     if not data.is_dir():
         raise ConfigError(f"expected a folder with one folder per class at {data}, there is none")
-    classes = sorted(entry.name for entry in data.iterdir() if entry.is_dir())
-    found = [
-        (path, label)
+    classes = sorted(entry.name for entry in data.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    found = sorted(  # the first of each class, then the second of each: a limit keeps a share of every class
+        (rank, label, path)
         for label, name in enumerate(classes)
-        for path in sorted((data / name).iterdir())
-        if path.suffix.lower() in SUFFIXES
-    ]
+        for rank, path in enumerate(sorted(p for p in (data / name).iterdir() if p.suffix.lower() in SUFFIXES))
+    )
     if not found:
         raise ConfigError(f"expected pictures ({', '.join(SUFFIXES)}) in {data}/CLASS/, got none")
-    return Dataset(data.name, Photographs([p for p, _ in found]), np.array([i for _, i in found], np.int64), classes)
+    labels = np.array([label for _, label, _ in found], np.int64)
+    return Dataset(data.absolute().name, Photographs([path for _, _, path in found]), labels, classes)
 
 
 def _custom(kind: str, data: Path | None) -> Dataset:
-    module_name, _, function_name = kind.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except Exception as error:
-        raise ConfigError(
-            f"{kind} cannot be imported: {type(error).__name__}: {error}",
-            hint="expected module:function, importable or in the current folder",
-        ) from error
-    finally:
-        sys.path.remove(str(Path.cwd()))
+    function = load_own(kind)
     if not callable(function):
         raise ConfigError(f"expected {kind} to be a function of the path, got {type(function).__name__}")
-    dataset = function(data)
+    try:
+        dataset = function(data)
+    except CemaError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{kind} failed: {type(error).__name__}: {error}") from error
     if not isinstance(dataset, Dataset):
         raise ConfigError(f"expected {kind} to return a cema.bench.datasets.Dataset, got {type(dataset).__name__}")
-    if len(dataset.images) != len(dataset.labels):
+    return _checked(dataset, kind)
+
+
+def _checked(dataset: Dataset, kind: str) -> Dataset:
+    """A data set of the user's, labels as int64."""
+    images, labels = dataset.images, np.asarray(dataset.labels)
+    if len(images) != len(labels):
+        raise ConfigError(f"expected {kind} to return a label per picture, got {len(labels)} for {len(images)}")
+    if not len(labels):
+        raise ConfigError(f"expected {kind} to return at least one picture, got none")
+    if labels.dtype.kind not in "iu" or labels.ndim != 1 or labels.min() < 0:
+        raise ConfigError(f"expected {kind} to return labels as int64 [N] from 0, got {labels.dtype} {[*labels.shape]}")
+    if isinstance(images, np.ndarray) and (images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3):
         raise ConfigError(
-            f"expected {kind} to return a label per picture, got {len(dataset.labels)} for {len(dataset.images)}"
+            f"expected {kind} to return pictures as uint8 [N, H, W, 3], got {images.dtype} {[*images.shape]}"
         )
-    return dataset
+    return replace(dataset, labels=labels.astype(np.int64))
 
 
 _LOADERS: dict[str, Callable[[Path], Dataset]] = {

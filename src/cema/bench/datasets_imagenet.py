@@ -161,7 +161,7 @@ def _table_for(wnids: Iterable[str], root: Path) -> Table:
 
 def _read_table(path: Path) -> Table:
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             table = {row["wnid"]: (int(row["label"]), row["name"]) for row in csv.DictReader(file)}
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"expected rows of wnid, label (a number) and name in {path}: {error!r}") from error

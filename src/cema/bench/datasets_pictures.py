@@ -96,13 +96,18 @@ class Dataset:
 
     def part(self, skip: int, limit: int | None) -> Dataset:
         """``limit`` pictures (None: all) after the first ``skip``. Raises ConfigError if none are left."""
+        if not len(self):
+            raise ConfigError(f"expected at least one picture in {self.name}, got none")
         if skip >= len(self):
             raise ConfigError(f"expected to skip fewer than the {len(self)} pictures of {self.name}, got {skip}")
         images, labels = self.images[skip:][:limit], self.labels[skip:][:limit]
         return replace(self, images=images, labels=labels, first=self.first + skip)
 
-    def condition(self, corruption: str, severity: int, seed: int, cache_dir: Path | None = None) -> Uint8Array:
-        """All pictures under one condition, uint8 [N, H, W, 3], in the order of the labels.
+    def condition(
+        self, corruption: str, severity: int, seed: int, cache_dir: Path | None = None
+    ) -> Uint8Array | Photographs:
+        """All pictures under one condition, in the order of the labels: uint8 [N, H, W, 3], or photographs that are
+        decoded one by one. With a cache folder an array stays on disk and is read as it is used.
 
         corruption: an ImageNet-C id, or ``clean`` with any severity. seed and cache_dir: for corruptions that are
         computed (see ``cema.bench.corruptions.corrupted``); a set that comes corrupted has one version of each.
@@ -113,11 +118,13 @@ class Dataset:
         is missing.
         """
         if corruption == CLEAN:
-            return _array(self.images)
+            return _there(self.images)
         if self.stored is None:
-            return corrupted(_array(self.images), corruption, severity, seed, cache_dir)
-        return _array(self.stored(corruption, severity)[self.first :][: len(self)])
+            return corrupted(_there(self.images), corruption, severity, seed, cache_dir)
+        return _there(self.stored(corruption, severity)[self.first :][: len(self)])
 
 
-def _array(pictures: Pictures) -> Uint8Array:
-    return pictures if isinstance(pictures, np.ndarray) else np.stack(list(pictures))
+def _there(pictures: Pictures) -> Uint8Array | Photographs:
+    if isinstance(pictures, Absent):
+        raise ConfigError(pictures.message, hint=pictures.hint)
+    return pictures

@@ -12,8 +12,9 @@ from cema import __version__
 from cema.bench.corruptions import CLEAN, COMMON, EXTRA
 from cema.bench.link import LINKS, Link
 from cema.bench.methods import entry
+from cema.bench.own import code_digest
 from cema.bench.simulate import FPS
-from cema.bench.streams import ALONE, SETTINGS, Shape
+from cema.bench.streams import ALONE, SETTINGS, Condition, Indices, Shape, make_streams
 from cema.errors import ConfigError
 
 _FORMAT = 1
@@ -22,7 +23,7 @@ _GROUPS = {"all": COMMON, "extra": EXTRA}
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the user asked for. identity: digest of photographs and weights.
+    """What the user asked for. identity: digest of photographs and weights (``cema.bench.work.identity``).
 
     options: by method. skip, limit: so many photographs are left out, then so many streamed, None = all.
     """
@@ -97,7 +98,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
             delays=(self.delay,),
             options={name: value for name, value in spec.options.items() if name == self.method},
         )
-        text = msgspec.json.encode([_FORMAT, __version__, shared], order="deterministic")
+        own = code_digest((self.method, spec.dataset))
+        text = msgspec.json.encode([_FORMAT, __version__, shared, *filter(None, (own,))], order="deterministic")
         return hashlib.sha256(text).hexdigest()[:24]
 
 
@@ -108,6 +110,15 @@ def cells(spec: Spec) -> list[Cell]:
         Cell(method=method, corruptions=names, seed=seed, delay=delay)
         for seed, names, delay, method in product(spec.seeds, streams, spec.delays, spec.methods)
     ]
+
+
+def conditions(spec: Spec, labels_N: Indices) -> list[Condition]:
+    """Every (corruption, severity) that the streams pass through. labels_N: of the photographs that are streamed.
+
+    Raises ConfigError for streams that cannot be made of them.
+    """
+    streams = make_streams(spec.setting, spec.corruptions, spec.severity, labels_N, spec.seeds[0], spec.shape)
+    return sorted({each for stream in streams for segment in stream.segments for each in segment.conditions})
 
 
 def read_corruptions(text: str) -> tuple[str, ...]:

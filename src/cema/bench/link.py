@@ -6,6 +6,7 @@ message at a time travels in each direction; what is lost is sent again after a 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import msgspec
@@ -31,7 +32,7 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def __post_init__(self) -> None:
         numbers = (self.up_bps, self.down_bps, self.latency_s, self.offline_every_s, self.offline_for_s)
-        if min(numbers) < 0 or not 0 <= self.loss < 1:
+        if not all(0 <= number < math.inf for number in numbers) or not 0 <= self.loss < 1:
             raise ConfigError(f"expected bandwidths and times >= 0 and 0 <= loss < 1, got {self}")
         if self.offline_for_s and self.offline_for_s >= self.offline_every_s:
             raise ConfigError(f"expected a link that is online at times (offline_for_s < offline_every_s), got {self}")
@@ -94,5 +95,5 @@ class Channel:
         left_s = online_s - into_s
         if duration_s <= left_s:
             return start_s + duration_s
-        whole, rest_s = divmod(duration_s - left_s, online_s)
-        return start_s + left_s + gone_s + whole * every_s + rest_s
+        windows = math.ceil((duration_s - left_s) / online_s)  # that it takes; it ends within the last
+        return start_s + left_s + windows * gone_s + duration_s - left_s

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from itertools import zip_longest
+from itertools import chain, zip_longest
+from operator import itemgetter
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from cema.bench import metrics
 from cema.bench.answer import Answer, Run
 from cema.bench.rows import CURVE_WINDOW
 from cema.bench.streams import Pictures, Segment, Stream
+from cema.errors import BenchError
 from cema.types import Float32Array
 
 Figures = dict[str, float | int | str | list[float] | None]
@@ -35,11 +37,12 @@ class Digest(Protocol):
 
 @dataclass
 class Tally:
-    """What a segment has come to. One entry per picture in correct and confidence, one per batch in ms_per_image."""
+    """What a segment has come to. One entry per batch in step (of the run), correct [B], confidence [B] and batch_s."""
 
+    step: list[int] = field(default_factory=list)
     correct: list[NDArray[np.bool_]] = field(default_factory=list)
     confidence: list[Float32Array] = field(default_factory=list)
-    ms_per_image: list[float] = field(default_factory=list)
+    batch_s: list[float] = field(default_factory=list)
     uploads: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
@@ -48,36 +51,60 @@ class Tally:
     cloud_s: float = 0.0
     digest: Digest = field(default_factory=sha256)
 
-    def add(self, answer: Answer, labels_B: NDArray[np.int64], mask_K: NDArray[np.bool_] | None) -> None:
-        """One batch. mask_K: the classes that an answer may name, None = all."""
+    def add(
+        self, step: int, answer: Answer, labels_B: NDArray[np.int64], mask_K: NDArray[np.bool_] | None = None
+    ) -> None:
+        """One batch, the ``step``-th of the run. mask_K: the classes that an answer may name, None = all.
+
+        Raises BenchError for an answer that is not a probability of each class for each picture.
+        """
         probabilities_BK = answer.probabilities_BK
+        _check(probabilities_BK, len(labels_B), step)
         if mask_K is not None:
             probabilities_BK = np.where(mask_K, probabilities_BK, 0)
             probabilities_BK = probabilities_BK / np.maximum(probabilities_BK.sum(1, keepdims=True), 1e-12)
         self.digest.update(np.ascontiguousarray(answer.probabilities_BK).tobytes())
+        self.step.append(step)
         self.correct.append(probabilities_BK.argmax(1) == labels_B)
-        self.confidence.append(probabilities_BK.max(1))
-        self.ms_per_image.append(1000 * answer.edge_s / len(labels_B))
-        for name in ("uploads", "bytes_up", "bytes_down", "updates", "edge_s", "cloud_s"):
+        self.confidence.append(np.minimum(probabilities_BK.max(1), 1))
+        self.batch_s.append(answer.edge_s)
+        for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(answer, name))
 
     def figures(self) -> Figures:
         """The fields of a row that this segment fills."""
         correct_N, confidence_N = np.concatenate(self.correct), np.concatenate(self.confidence)
         accuracy = metrics.accuracy(correct_N)
+        p50_ms, p99_ms = metrics.percentiles(self.batch_s, [len(correct_B) for correct_B in self.correct])
         return {
             "samples": len(correct_N),
             "accuracy": accuracy,
             "accuracy_second_half": metrics.accuracy_second_half(correct_N),
             "error": 1 - accuracy,
             "ece": metrics.expected_calibration_error(confidence_N, correct_N),
-            "edge_ms_p50": float(np.percentile(self.ms_per_image, 50)),
-            "edge_ms_p99": float(np.percentile(self.ms_per_image, 99)),
+            "edge_ms_p50": p50_ms,
+            "edge_ms_p99": p99_ms,
             "digest": self.digest.hexdigest()[:DIGEST_CHARACTERS],
             "curve": [round(point, 4) for point in metrics.curve(correct_N, CURVE_WINDOW)],
             **{name: getattr(self, name) for name in ("uploads", "bytes_up", "bytes_down", "updates")},
             **{name: round(getattr(self, name), 4) for name in ("edge_s", "cloud_s")},
         }
+
+
+_SUMS = ("uploads", "bytes_up", "bytes_down", "updates", "edge_s", "cloud_s")
+_ROUNDING = 1e-3
+"""Of the sum of a row of probabilities, float32 over up to a thousand classes."""
+
+
+def _check(probabilities_BK: Float32Array, pictures: int, step: int) -> None:
+    if probabilities_BK.ndim != 2 or len(probabilities_BK) != pictures:
+        raise BenchError(f"expected probabilities [{pictures}, K] for batch {step}, got {[*probabilities_BK.shape]}")
+    sums_B = probabilities_BK.sum(1)
+    if not (probabilities_BK.min() >= 0 and np.abs(sums_B - 1).max() <= _ROUNDING):  # so that NaN is caught, too
+        raise BenchError(
+            f"expected probabilities, which are 0 to 1 and sum up to 1 for each picture, got others for batch {step}",
+            hint="a learning rate that makes the method diverge, or a method that answers with logits",
+        )
 
 
 @dataclass(frozen=True)
@@ -102,26 +129,29 @@ def measure(
     """
     tallies = {_key(segment): Measured(segment, Tally()) for segment in streams[0].segments}
     ways = [_batches(stream, source, batch_size) for stream, source in zip(streams, pictures, strict=True)]
-    for batches in zip_longest(*ways):
+    for step, batches in enumerate(zip_longest(*ways)):
         answers = run.step([None if batch is None else batch[1] for batch in batches])
         run.learn([None if batch is None else batch[2] for batch in batches])
         for batch, answer in zip(batches, answers, strict=True):
             if batch is not None and answer is not None:
                 segment, _, labels_B, mask_K = batch
-                tallies[_key(segment)].tally.add(answer, labels_B, mask_K)
+                tallies[_key(segment)].tally.add(step, answer, labels_B, mask_K)
                 progress(len(labels_B))
     return list(tallies.values())
 
 
 def whole(measured: Sequence[Measured]) -> Tally:
-    """All segments as one."""
-    total = Tally()
-    for each in (entry.tally for entry in measured):
-        total.correct += each.correct
-        total.confidence += each.confidence
-        total.ms_per_image += each.ms_per_image
+    """All segments as one, in the order of time: several devices pass them at different times."""
+    total, parts = Tally(), [entry.tally for entry in measured]
+    of_part = (zip(each.step, each.correct, each.confidence, each.batch_s, strict=True) for each in parts)
+    for step, correct_B, confidence_B, batch_s in sorted(chain.from_iterable(of_part), key=itemgetter(0)):
+        total.step.append(step)
+        total.correct.append(correct_B)
+        total.confidence.append(confidence_B)
+        total.batch_s.append(batch_s)
+    for each in parts:
         total.digest.update(each.digest.digest())
-        for name in ("uploads", "bytes_up", "bytes_down", "updates", "edge_s", "cloud_s"):
+        for name in _SUMS:
             setattr(total, name, getattr(total, name) + getattr(each, name))
     return total
 

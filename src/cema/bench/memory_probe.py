@@ -22,7 +22,7 @@ class MemoryProbe:
     """Adds up by side. All figures in MiB; None where the system does not tell."""
 
     def __init__(self) -> None:
-        self.available = _STATUS.exists() and _RESET.exists()
+        self.available = _STATUS.exists() and _may_reset()
         self._kept: dict[Side, float] = {"edge": 0.0, "cloud": 0.0}
         self._peak: dict[Side, float] = {"edge": 0.0, "cloud": 0.0}
         self._process_peak = 0.0
@@ -58,3 +58,12 @@ class MemoryProbe:
         fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
         resident, peak = (int(fields[name].split()[0]) / _KB_PER_MB for name in ("VmRSS", "VmHWM"))
         return resident, peak
+
+
+def _may_reset() -> bool:
+    """Some containers show the file and refuse to let it be written."""
+    try:
+        _RESET.write_text(_RESET_PEAK)
+    except OSError:
+        return False
+    return True

@@ -43,11 +43,6 @@ def accuracy_second_half(correct_N: BoolArray) -> float:
     return accuracy(correct_N[len(correct_N) // 2 :])
 
 
-def error(correct_N: BoolArray) -> float:
-    """1 - accuracy."""
-    return 1.0 - accuracy(correct_N)
-
-
 def expected_calibration_error(confidence_N: FloatArray, correct_N: BoolArray, bins: int = ECE_BINS) -> float:
     """How far confidence is from accuracy (Eq. 3 of Guo et al., ICML 2017): mean gap of the bins, by their size.
 

@@ -19,8 +19,9 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def provenance(arguments: Sequence[str], started_at: datetime) -> Provenance:
-    """arguments: of the command line. Absolute paths in it mean nothing elsewhere and become ``DIR``."""
-    command = " ".join(["cema", *("DIR" if Path(part).is_absolute() else part for part in arguments)])
+    """arguments: of the command line. Absolute paths in it, ``--data=PATH`` as well, mean nothing elsewhere and become
+    ``DIR``."""
+    command = " ".join(["cema", *map(_without_place, arguments)])
     versions = {"cema": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -38,6 +39,11 @@ def provenance(arguments: Sequence[str], started_at: datetime) -> Provenance:
         },
         started_at=started_at.astimezone(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _without_place(argument: str) -> str:
+    option, equals, value = argument.rpartition("=")
+    return f"{option}{equals}DIR" if Path(value).is_absolute() else argument
 
 
 def _commit() -> str:

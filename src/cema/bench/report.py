@@ -39,6 +39,15 @@ class Merged(msgspec.Struct, frozen=True, kw_only=True):
     provenances: list[Provenance]
 
 
+class _File(msgspec.Struct, frozen=True):
+    """``Results`` or ``Merged``: other fields are worked out again."""
+
+    rows: list[Row]
+    provenance: Provenance | None = None
+    runs: list[int] = []
+    provenances: list[Provenance] = []
+
+
 @dataclass(frozen=True)
 class ReportFiles:
     """What was written."""
@@ -49,22 +58,45 @@ class ReportFiles:
 
 
 def merge(results: Sequence[Results]) -> Merged:
-    """All rows, each once. A cell = a method with its options under a condition, on a corruption, with a seed.
+    """All rows, each once, and all runs. A cell = a method with its options under a condition, on a corruption, with a
+    seed.
 
     Raises ConfigError when two files disagree about a cell: nobody could say which one the report is about.
     """
-    merged = Merged(rows=[], runs=[], provenances=[result.provenance for result in results])
-    first_run: dict[_Cell, int] = {}
+    merged = Merged(rows=[], runs=[], provenances=[])
+    first: dict[_Cell, Provenance] = {}
     known: dict[_Cell, list[Row]] = {}
-    for run, result in enumerate(results):
+    for result in results:
+        if result.provenance not in merged.provenances:
+            merged.provenances.append(result.provenance)
+        run = merged.provenances.index(result.provenance)
         for cell, rows in _cells(result.rows).items():
             if cell not in known:
-                known[cell], first_run[cell] = rows, run
+                known[cell], first[cell] = rows, result.provenance
                 merged.rows.extend(rows)
                 merged.runs.extend([run] * len(rows))
             elif known[cell] != rows:
-                raise _disagreement(rows[0], results[first_run[cell]].provenance, result.provenance)
+                raise _disagreement(rows[0], first[cell], result.provenance)
     return merged
+
+
+def read_results(path: Path) -> list[Results]:
+    """The runs of a file that ``--json`` or ``write_report`` wrote. Raises ConfigError for any other."""
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=_File)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(
+            f"expected results of 'cema bench run --json' or 'cema bench report' in {path}: {error}"
+        ) from error
+    if found.provenance is not None:
+        return [Results(rows=found.rows, provenance=found.provenance)]
+    numbers = range(len(found.provenances))
+    if not numbers or len(found.runs) != len(found.rows) or not set(found.runs) <= {*numbers}:
+        raise ConfigError(f"expected where each row comes from (provenance, or runs and provenances) in {path}")
+    return [
+        Results(rows=[row for row, its in zip(found.rows, found.runs, strict=True) if its == run], provenance=origin)
+        for run, origin in zip(numbers, found.provenances, strict=True)
+    ]
 
 
 def write_report(results: Results | Sequence[Results], folder: Path) -> ReportFiles:

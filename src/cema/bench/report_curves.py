@@ -44,9 +44,9 @@ def stream_lines(rows: Sequence[Row], names: Mapping[Identity, str]) -> StreamLi
             where = several[0][0].where
             lines.append(Line(names[who], where, place[where], points))
             place[where] += 1
-    passing = rows[0].setting in PASSING
+    together = rows[0].setting in PASSING and rows[0].edges == 1  # else each device is in a stretch of its own
     images = max((sum(row.samples for row in one) for several in streams.values() for one in several), default=0)
-    return StreamLines(lines, _stretches(rows) if passing else [], images, _caption(rows[0], streams.values()))
+    return StreamLines(lines, _stretches(rows) if together else [], images, _caption(rows[0], streams.values()))
 
 
 def _caption(row: Row, streams: Iterable[Sequence[Sequence[Row]]]) -> str:

@@ -18,6 +18,7 @@ from cema.bench.grouping import Group, Identity, group_of, identity_of, in_order
 from cema.bench.report_curves import stream_lines
 from cema.bench.report_plots import Dot, Line, pareto, stream_plot
 from cema.bench.rows import Row, Where
+from cema.bench.streams import MIXED, PASSING
 from cema.bench.summary import LABELS, SOURCE, Case, Summary, comparisons, summarise
 
 DEVICE_CLASS: dict[Where, str] = {
@@ -61,6 +62,11 @@ class GroupPage:
     @property
     def has_mce(self) -> bool:
         return any(summary.mce is not None for summary in self.summaries)
+
+    @property
+    def unit(self) -> str:
+        """What bytes and seconds are of."""
+        return _unit(self.summaries)
 
     @property
     def classes(self) -> list[Where]:
@@ -211,7 +217,13 @@ def _pareto(summaries: Sequence[Summary], names: Mapping[Identity, str]) -> Mark
         Dot(names[identity_of(s.method, s.options)], s.where, s.bytes_total, s.accuracy, s.where != "backward")
         for s in shown
     ]
-    return pareto(dots, ceiling, f"stream of {shown[0].samples:,.0f} images")
+    return pareto(dots, ceiling, f"{_unit(summaries)} of {shown[0].samples:,.0f} images")
+
+
+def _unit(summaries: Sequence[Summary]) -> str:
+    """A stream, or its stretch under one corruption where it passes through several."""
+    group = summaries[0].group
+    return "stretch" if group.setting in PASSING and group.setting != MIXED else "stream"
 
 
 def _chance(losing: Sequence[Case]) -> str:
@@ -260,7 +272,8 @@ def _notes(summaries: Sequence[Summary], names: Mapping[Identity, str]) -> list[
 
     names_of = summaries[0].corruptions
     what = "the 15 corruptions of ImageNet-C" if names_of == COMMON else ", ".join(names_of).replace("_", " ")
-    notes = [f"Means are over {what}, streams of {summaries[0].samples:,.0f} images."]
+    several = {"stream": "streams", "stretch": "stretches"}[_unit(summaries)]
+    notes = [f"Means are over {what}, {several} of {summaries[0].samples:,.0f} images."]
     if single := those(lambda s: s.spread is None):
         notes.append(f"One seed, so the spread over seeds is unknown (± ?), not small: {single}.")
     if any(s.spread is not None for s in summaries):

@@ -41,7 +41,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     delay: int = 0
     """Batches between the publication of an update and its use."""
     stream: str = ""
-    """What else shaped the stream, as key=value: limit, alpha, imbalance, visits, fps; where the setting has them."""
+    """What else shaped the stream, as key=value: skip, limit, order, alpha, imbalance, visits, fps where it has them;
+    edge, foundation and their weights where they are not the data set's own."""
     samples: int
     accuracy: float
     accuracy_second_half: float
@@ -53,6 +54,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     bytes_down: int
     updates: int = 0
     edge_s: float
+    """Until the answers; uploads are encoded and updates prepared beside it."""
     edge_ms_p50: float
     """Per image: time of a batch / its images."""
     edge_ms_p99: float

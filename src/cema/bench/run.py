@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -21,7 +22,7 @@ from cema.bench.grid import Cell, cells
 from cema.bench.rows import Row
 from cema.bench.work import Workplace, run_cell
 from cema.cloud.memory import keep_freed_memory
-from cema.errors import BenchError, CemaError
+from cema.errors import BenchError, CemaError, ConfigError
 
 CELLS = "cells"
 """Folder of finished cells below the output folder, one JSON file each."""
@@ -74,10 +75,14 @@ def run(
     Raises
     ------
     BenchError: a process died (out of memory?). Cells that fail otherwise are returned, and do not stop the others.
+    ConfigError: a folder that cannot be written.
     """
     watcher = watcher or Watcher()
     folder = out / CELLS
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"expected a folder to keep finished cells in, got {out}: {error.strerror}") from error
     wanted = {cell.key(place.spec): cell for cell in cells(place.spec)}
     done = {key: _load(folder / f"{key}.json") for key in wanted} if resume else {}
     rows: dict[str, list[Row]] = {key: found for key, found in done.items() if found}
@@ -153,6 +158,9 @@ def _work(cell: Cell) -> list[Row] | str:
         return run_cell(_PLACE, cell, _COUNTS.put)
     except CemaError as error:
         return f"{error.message}; {error.hint}" if error.hint else error.message
+    except Exception as error:  # of a method or a data set of the user's, as likely as not: say where
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
 
 
 def _load(path: Path) -> list[Row] | None:
@@ -167,4 +175,6 @@ def _save(path: Path, rows: list[Row]) -> None:
     """The whole file or none, also when the power goes."""
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
         file.write(msgspec.json.format(msgspec.json.encode(rows)))
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(file.name, path)

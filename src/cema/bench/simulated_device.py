@@ -14,9 +14,9 @@ from cema.edge.selection import SampleSelector, Selector, entropy, softmax
 from cema.edge.session import EdgeSession
 from cema.types import Float32Array, NormParameters, Uint8Array
 from cema.wire.bundle import Bundle
-from cema.wire.image import codec_for, encode_image
+from cema.wire.image import encode_image, read_coding
 from cema.wire.messages import Sample, SampleBatch, encode_msgpack
-from cema.wire.preprocess import preprocess
+from cema.wire.preprocess import fit
 
 
 class RandomSelector:
@@ -47,6 +47,17 @@ class Sending:
 
 
 @dataclass
+class Waiting:
+    """An update on its way to a device or held back there. due_step: batches after which it is used, None until it has
+    arrived."""
+
+    arrives_s: float
+    parameters: NormParameters
+    version: int
+    due_step: int | None = None
+
+
+@dataclass
 class Device:
     """One device: predicts, selects, encodes; holds updates back until link and delay let them through."""
 
@@ -62,7 +73,7 @@ class Device:
     steps: int = 0
     sent: int = 0
     outgoing: deque[Sending] = field(default_factory=deque)
-    waiting: deque[tuple[float, int, NormParameters, int]] = field(default_factory=deque)
+    waiting: deque[Waiting] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self.boot_id = self.rng.bytes(16)
@@ -76,7 +87,8 @@ class Device:
 
     def predict(self, images_BHWC: Uint8Array) -> tuple[Float32Array, Float32Array, NDArray[np.bool_]]:
         """(probabilities [B, K], entropy [B] in nats, selected [B])."""
-        probabilities_BK = softmax(self.session.run(preprocess(list(images_BHWC), self.bundle.manifest.preprocess)))
+        fitted_BHWC = np.stack([fit(image, self.bundle.manifest.preprocess) for image in images_BHWC])
+        probabilities_BK = softmax(self.session.logits(fitted_BHWC))
         entropy_B = entropy(probabilities_BK)
         kept_B = self.selector.select(probabilities_BK, entropy_B)
         self.seen += len(images_BHWC)
@@ -108,13 +120,13 @@ class Device:
         return size
 
     def _sample(self, image: Uint8Array, probability_K: Float32Array, h: float, captured_at_ms: int) -> Sample:
-        codec = codec_for(*image.shape[:2])
+        coding = read_coding("auto", *image.shape[:2])
         self.sent += 1
         return Sample(
             sample_id=self.rng.bytes(16),
             seq=self.sent - 1,
-            codec=codec,
-            image=encode_image(image, codec),
+            codec=coding.codec,
+            image=encode_image(image, coding),
             label=int(probability_K.argmax()),
             probability=float(probability_K.max()),
             entropy=float(h),
@@ -132,22 +144,25 @@ class Device:
     @property
     def newest_version(self) -> int:
         """In use or on its way."""
-        return self.waiting[-1][3] if self.waiting else self.session.version
+        return self.waiting[-1].version if self.waiting else self.session.version
 
     def may_fetch(self, now_s: float) -> bool:
         """The downlink is free: the device polls again."""
         return self.down.free_at_s <= now_s
 
     def fetch(self, size_bytes: int, parameters: NormParameters, version: int, now_s: float) -> None:
-        """An update begins its way down; with a delay it is used only so many batches after the next."""
-        self.waiting.append((self.down.send(size_bytes, now_s), self.steps + self.delay, parameters, version))
+        """An update begins its way down."""
+        self.waiting.append(Waiting(self.down.send(size_bytes, now_s), parameters, version))
 
     def apply_due(self, now_s: float) -> int:
-        """Use the newest update that is here and has waited long enough; returns how many were put to use (0 or 1)."""
+        """Use the newest update that has been here for ``delay`` batches; returns how many were put to use (0 or 1)."""
+        for update in self.waiting:
+            if update.due_step is None and update.arrives_s <= now_s:
+                update.due_step = self.steps + self.delay
         due = None
-        while self.waiting and self.waiting[0][0] <= now_s and self.waiting[0][1] <= self.steps:
+        while self.waiting and self.waiting[0].due_step is not None and self.waiting[0].due_step <= self.steps:
             due = self.waiting.popleft()
         if due is None:
             return 0
-        self.use(due[2], due[3])
+        self.use(due.parameters, due.version)
         return 1

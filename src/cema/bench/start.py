@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import import_module
 
 import msgspec
 import torch
+from torch import nn
 
 from cema.bench.answer import Run
 from cema.bench.cloud_only import CloudOnly
@@ -15,9 +15,10 @@ from cema.bench.device_run import DeviceRun, own_copy
 from cema.bench.link import LINKS, Link
 from cema.bench.methods import CLOUD_ONLY, MANY_CLASSES, RELEASED_MARGIN, CloudEdge, OnDevice, entry
 from cema.bench.methods.base import DeviceMethod
+from cema.bench.own import load_own
 from cema.bench.rows import Where
 from cema.bench.simulate import FPS, Pair, Plan, Simulator
-from cema.cloud.adapt import Options
+from cema.cloud.adapt import Options, create_adapter
 from cema.errors import ConfigError
 from cema.types import Uint8Array
 from cema.wire.preprocess import preprocess
@@ -32,9 +33,10 @@ CleanPictures = Callable[[], tuple[Uint8Array, str]]
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a run is given beside the method: see ``Plan``. threads: of each side, 0 = one per core."""
+    """What a run is given beside the method: see ``Plan``. first_batch: its number of pictures. threads: of each side,
+    0 = one per core."""
 
-    batch_size: int = 64
+    first_batch: int = 64
     seed: int = 0
     edges: int = 1
     link: Link = LINKS["instant"]
@@ -53,22 +55,33 @@ class Started:
     options: Options
 
 
-def start(method: str, pair: Pair, conditions: Conditions, clean: CleanPictures) -> Started:
-    """A fresh run of ``method``.
-
-    clean: called for clean pictures uint8 [N, H, W, 3] by methods that prepare with some (EATA's Fisher matrix), and
-    where they come from; that is recorded among the options.
+def check_method(method: str, options: Options, *, foundation: bool) -> None:
+    """What ``start`` would refuse, found without the models. foundation: whether there is one.
 
     Raises
     ------
     ConfigError: unknown method or option; a foundation model is needed and there is none.
     """
     found = entry(method)
+    if isinstance(found, OnDevice):
+        _settings(_device_class(method, found.path), method, {**found.many_classes, **options})
+    elif found is None:
+        _check_cloud_only(options, foundation)
+    else:
+        least = nn.BatchNorm2d(1)  # any model with a norm layer
+        create_adapter(found.method, least, least if foundation else None, {**found.options, **options})
+
+
+def start(method: str, pair: Pair, conditions: Conditions, clean: CleanPictures) -> Started:
+    """A fresh run of ``method``.
+
+    clean: called for clean pictures uint8 [N, H, W, 3] by methods that prepare with some (EATA's Fisher matrix), and
+    where they come from; that is recorded among the options. Raises as ``check_method``.
+    """
+    found = entry(method)
+    check_method(method, conditions.options, foundation=pair.foundation is not None)
     if found is None:
-        if pair.foundation is None:
-            raise ConfigError(f"method {CLOUD_ONLY!r} needs a foundation model", hint="--foundation-model NAME")
-        if conditions.options:
-            raise ConfigError(f"method {CLOUD_ONLY!r} has no options, got {', '.join(conditions.options)}")
+        assert pair.foundation is not None
         manifest = pair.bundle.manifest
         run = CloudOnly(own_copy(pair.foundation), manifest.preprocess, manifest.fingerprint, conditions.seed)
         return Started(run, "cloud", {})
@@ -77,13 +90,20 @@ def start(method: str, pair: Pair, conditions: Conditions, clean: CleanPictures)
     return _cloud_edge(method, found, pair, conditions)
 
 
+def _check_cloud_only(options: Options, foundation: bool) -> None:
+    if not foundation:
+        raise ConfigError(f"method {CLOUD_ONLY!r} needs a foundation model", hint="--foundation-model NAME")
+    if options:
+        raise ConfigError(f"method {CLOUD_ONLY!r} has no options, got {', '.join(options)}")
+
+
 def _cloud_edge(method: str, found: CloudEdge, pair: Pair, conditions: Conditions) -> Started:
     selection, options = found.selection, {**found.options, **conditions.options}
     if method == "cema-released":
         classes = len(pair.bundle.manifest.classes)
         nearest = min(RELEASED_MARGIN, key=lambda known: abs(known - classes))
         selection = msgspec.structs.replace(selection, d_margin=RELEASED_MARGIN[nearest])
-    first_batch = found.first_batch and conditions.batch_size >= FIRST_BATCH_MIN
+    first_batch = found.first_batch and conditions.first_batch >= FIRST_BATCH_MIN
     plan = Plan(
         method=found.method,
         options=options,
@@ -120,20 +140,20 @@ def _on_device(method: str, found: OnDevice, pair: Pair, conditions: Conditions,
 
 
 def _device_class(method: str, path: str) -> type[DeviceMethod]:
-    module, _, name = path.partition(":")
-    try:
-        kind = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"method {method!r}: {path} cannot be imported: {error}") from error
+    kind = load_own(path)
     if not (isinstance(kind, type) and issubclass(kind, DeviceMethod)):
         raise ConfigError(f"method {method!r}: expected a subclass of cema.bench.methods.base.DeviceMethod at {path}")
+    if not (isinstance(getattr(kind, "Settings", None), type) and issubclass(kind.Settings, msgspec.Struct)):
+        raise ConfigError(f"method {method!r}: expected a msgspec.Struct as {path}.Settings")
     return kind
 
 
 def _settings(kind: type[DeviceMethod], method: str, options: Options) -> msgspec.Struct:
     """A method's settings with the user's overrides. Raises ConfigError for unknown keys and wrong ranges."""
+    known = ", ".join(kind.Settings.__struct_fields__) or "none"
     try:
+        if unknown := set(options).difference(kind.Settings.__struct_fields__):
+            raise msgspec.ValidationError(f"unknown: {', '.join(sorted(unknown))}")
         return msgspec.convert(dict(options), type=kind.Settings)
     except msgspec.ValidationError as error:
-        known = ", ".join(kind.Settings.__struct_fields__) or "none"
         raise ConfigError(f"options of method {method!r}: {error}", hint=f"known options: {known}") from error

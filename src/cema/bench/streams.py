@@ -6,14 +6,15 @@ a result row belongs to a segment. Batches never cross the border of a segment. 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cema.bench.datasets import Dataset
+from cema.bench.datasets import Dataset, Photographs
 from cema.errors import ConfigError
 from cema.types import Uint8Array
 
@@ -42,7 +43,7 @@ class Shape:
     shuffle: bool = True
 
     def __post_init__(self) -> None:
-        if self.alpha < 0 or self.imbalance < 1 or self.visits < 2:
+        if not (0 <= self.alpha < math.inf and 1 <= self.imbalance < math.inf and self.visits >= 2):
             raise ConfigError(f"expected alpha >= 0, imbalance >= 1 and visits >= 2, got {self}")
 
 
@@ -64,9 +65,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Stream:
-    """One device's pictures."""
+    """One device's pictures. in_order: the order is what the stream is about, so that other devices keep it."""
 
     segments: tuple[Segment, ...]
+    in_order: bool = False
 
     def __len__(self) -> int:
         return sum(map(len, self.segments))
@@ -79,7 +81,7 @@ class Pictures:
     dataset: Dataset
     seed: int
     cache_dir: Path | None = None
-    _made: dict[Condition, Uint8Array] = field(default_factory=dict)
+    _made: dict[Condition, Uint8Array | Photographs] = field(default_factory=dict)
 
     def batches(self, segment: Segment, batch_size: int) -> Iterator[tuple[Uint8Array, Indices]]:
         """(images uint8 [B, H, W, 3], labels int64 [B]) in stream order; the last may be smaller."""
@@ -89,7 +91,7 @@ class Pictures:
             images = np.stack([self._condition(segment.conditions[which])[index] for index, which in pairs])
             yield images, self.dataset.labels[segment.index_N[part]]
 
-    def _condition(self, condition: Condition) -> Uint8Array:
+    def _condition(self, condition: Condition) -> Uint8Array | Photographs:
         if condition not in self._made:
             self._made[condition] = self.dataset.condition(*condition, self.seed, self.cache_dir)
         return self._made[condition]
@@ -113,35 +115,40 @@ def make_streams(
         raise ConfigError("expected at least one corruption, got none")
     shape, rng = shape or Shape(), np.random.default_rng(seed)
     order_N = _order(setting, labels_N, shape, rng)
+    in_order = setting == "correlated" or not shape.shuffle
     if setting in ALONE:
-        return [Stream((_plain(name, severity, order_N),)) for name in corruptions]
-    if setting == "continual":
-        return [Stream(tuple(_plain(name, severity, order_N) for name in corruptions))]
-    if setting == "gradual":
-        return [Stream(tuple(_gradual(name, severity, order_N) for name in corruptions))]
-    if setting == "mixed":
-        conditions = tuple((name, severity) for name in corruptions)
-        which_N = rng.integers(len(conditions), size=len(order_N))
-        return [Stream((Segment(MIXED, severity, order_N, conditions, which_N),))]
-    return [_recurring(corruptions, severity, order_N, shape.visits)]
+        return [Stream((_plain(name, severity, order_N),), in_order) for name in corruptions]
+    return [Stream(_passing(setting, corruptions, severity, order_N, shape.visits, rng), in_order)]
 
 
 def for_edge(stream: Stream, edge: int, edges: int) -> Stream:
-    """What edge ``edge`` of ``edges`` sees: the same segments, begun further round the circle, photographs in another
-    order, so that at any time the devices of a group are under different conditions."""
+    """What edge ``edge`` of ``edges`` sees: the same segments, begun further round the circle, so that at any time the
+    devices of a group are under different conditions; photographs in another order, or begun further on, too, where
+    their order is what the stream is about."""
     if edge == 0:
         return stream
     turn = edge * len(stream.segments) // edges
     segments = stream.segments[turn:] + stream.segments[:turn]
     rng = np.random.default_rng((edge, len(stream)))
-    return Stream(tuple(_reordered(segment, rng) for segment in segments))
+
+    def moved(index_N: Indices) -> Indices:
+        return np.roll(index_N, -(edge * len(index_N) // edges)) if stream.in_order else rng.permutation(index_N)
+
+    return replace(stream, segments=tuple(replace(each, index_N=moved(each.index_N)) for each in segments))
 
 
-def _reordered(segment: Segment, rng: np.random.Generator) -> Segment:
-    index_N = rng.permutation(segment.index_N)
-    return Segment(
-        segment.corruption, segment.severity, index_N, segment.conditions, segment.condition_N, segment.visit
-    )
+def _passing(
+    setting: str, corruptions: Sequence[str], severity: int, order_N: Indices, visits: int, rng: np.random.Generator
+) -> tuple[Segment, ...]:
+    if setting == "continual":
+        return tuple(_plain(name, severity, order_N) for name in corruptions)
+    if setting == "gradual":
+        return tuple(_gradual(name, severity, order_N) for name in corruptions)
+    if setting == "mixed":
+        conditions = tuple((name, severity) for name in corruptions)
+        which_N = rng.integers(len(conditions), size=len(order_N))
+        return (Segment(MIXED, severity, order_N, conditions, which_N),)
+    return _recurring(corruptions, severity, order_N, visits)
 
 
 def _order(setting: str, labels_N: Indices, shape: Shape, rng: np.random.Generator) -> Indices:
@@ -164,14 +171,12 @@ def _gradual(name: str, severity: int, index_N: Indices) -> Segment:
     return Segment(name, severity, index_N, tuple((name, step) for step in steps), which_N)
 
 
-def _recurring(corruptions: Sequence[str], severity: int, order_N: Indices, visits: int) -> Stream:
+def _recurring(corruptions: Sequence[str], severity: int, order_N: Indices, visits: int) -> tuple[Segment, ...]:
     """The whole list again and again; each visit has its share of the photographs."""
     shares = np.array_split(order_N, visits)
     if not len(shares[-1]):
         raise ConfigError(f"expected at least {visits} photographs for {visits} visits, got {len(order_N)}")
-    return Stream(
-        tuple(_plain(name, severity, share, visit) for visit, share in enumerate(shares) for name in corruptions)
-    )
+    return tuple(_plain(name, severity, share, visit) for visit, share in enumerate(shares) for name in corruptions)
 
 
 def _dirichlet(labels_N: Indices, order_N: Indices, alpha: float, rng: np.random.Generator) -> Indices:

@@ -14,6 +14,8 @@ import msgspec
 from cema.cli.output import emit_json, json_option
 from cema.errors import BenchError, ConfigError
 
+USUAL_PROCESSES, MOST_PROCESSES = 8, 256
+"""Unless asked for: each holds torch and two models. Most: what may be asked for."""
 FOUR = "gaussian_noise,contrast,gaussian_blur,jpeg_compression"
 
 
@@ -23,21 +25,23 @@ def bench() -> None:
 
 
 _FOLDER = click.Path(path_type=Path)
+_WEIGHTS = click.Path(exists=True, dir_okay=False)
 _MODEL_OPTIONS = (
-    click.option("--edge-model", metavar="NAME", help="Known name or module:factory; default: by data set."),
-    click.option("--foundation-model", metavar="NAME"),
-    click.option("--edge-weights", type=click.Path(exists=True, dir_okay=False), metavar="FILE"),
-    click.option("--foundation-weights", type=click.Path(exists=True, dir_okay=False), metavar="FILE"),
+    click.option("--edge-model", metavar="NAME", help="Instead of the data set's: a known name, or module:factory."),
+    click.option("--foundation-model", metavar="NAME", help="As --edge-model. Without it, an --edge-model has none."),
+    click.option("--edge-weights", type=_WEIGHTS, metavar="FILE", help="Safetensors."),
+    click.option("--foundation-weights", type=_WEIGHTS, metavar="FILE", help="Safetensors."),
 )
 _STREAM_OPTIONS = (
     click.option("--dataset", default="digits", show_default=True, metavar="NAME", help="See docs/benchmark.md."),
     click.option("--data", type=_FOLDER, help="Its folder or file [env: CEMA_DATA]."),
     click.option("--limit", type=click.IntRange(1), help="The first N photographs; default: all."),
     click.option("--skip", default=0, type=click.IntRange(0), help="Leave out so many before, e.g. to tune on others."),
-    click.option("--corruptions", default=FOUR, show_default=True, metavar="A,B|all|extra|clean"),
+    click.option("--corruptions", default=FOUR, show_default=True, metavar="A,B|all|extra|clean",
+                 help="Ids of ImageNet-C; all = its fifteen, extra = its four others, clean = none."),
     click.option("--severity", default=5, show_default=True, type=click.IntRange(1, 5)),
     click.option("--setting", default="reset", show_default=True, metavar="NAME", help="reset, continual, gradual, "
-                 "mixed, correlated, recurring or label_shift."),
+                 "mixed, recurring, correlated or label_shift."),
     click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1)),
     click.option("--edges", default=1, show_default=True, type=click.IntRange(1, 64), help="Devices of the group."),
     click.option("--alpha", default=0.1, show_default=True, type=click.FloatRange(0),
@@ -57,15 +61,20 @@ _LINK_OPTIONS = (
                  help="Pictures per second of a device, for links that take time."),
 )  # fmt: skip
 _RUN_OPTIONS = (
-    click.option("--methods", default="source,bn,cema-paper", show_default=True, metavar="A,B,..."),
-    click.option("--option", "options", multiple=True, metavar="METHOD.KEY=VALUE", help="Overrides a method's number."),
-    click.option("--seeds", default="0", show_default=True, metavar="N,..."),
+    click.option("--methods", default="source,bn,cema-paper", show_default=True, metavar="A,B,...",
+                 help="Names of docs/benchmark.md, or module:Class."),
+    click.option("--option", "options", multiple=True, metavar="METHOD.KEY=VALUE",
+                 help="Overrides a method's number; may be given several times."),
+    click.option("--seeds", default="0", show_default=True, metavar="N,...",
+                 help="Each draws order, corruptions and the methods' own draws."),
     click.option("--out", default="cema-bench", show_default=True, type=_FOLDER, help="Finished cells and report."),
-    click.option("--json", "json_file", metavar="FILE|-", help="Write all rows and their provenance there."),
-    click.option("--resume", is_flag=True, help="Keep the cells that are finished already."),
-    click.option("--processes", default=0, type=click.IntRange(0, 256), help="0 = one per core; 1 for honest times."),
+    click.option("--json", "json_file", metavar="FILE|-", help="Write all rows and their provenance there.",
+                 type=click.Path(dir_okay=False, writable=True, allow_dash=True)),
+    click.option("--resume", is_flag=True, help="Keep the cells below --out that are finished already."),
+    click.option("--processes", default=0, type=click.IntRange(0, MOST_PROCESSES),
+                 help=f"0 = one per core, at most {USUAL_PROCESSES}; 1 for honest times."),
     click.option("--cache", type=_FOLDER, help="Corrupted pictures [default: cema below the user's cache folder]."),
-)
+)  # fmt: skip
 
 
 def _options(command: Any) -> Any:
@@ -83,13 +92,14 @@ def run_command(**given: Any) -> None:
     """
     from cema.bench.provenance import provenance
     from cema.bench.report import write_report
+    from cema.bench.report_page import count
     from cema.bench.rows import Results, encode_results
     from cema.bench.run import run
     from cema.cli.bench_progress import Progress
 
     started_at = datetime.now(UTC)
-    place = _workplace(given)
-    processes = given["processes"] or min(os.cpu_count() or 1, 8)
+    processes = given["processes"] or min(os.cpu_count() or 1, USUAL_PROCESSES)
+    place = _workplace(given, processes)
     with Progress() as watcher:
         finished = run(place, given["out"], resume=given["resume"], processes=processes, watcher=watcher)
     results = Results(rows=finished.rows, provenance=provenance(sys.argv[1:], started_at))
@@ -99,10 +109,10 @@ def run_command(**given: Any) -> None:
         _write(Path(given["json_file"]), encode_results(results))
     if finished.rows:
         files = write_report([results], given["out"])
-        click.echo(f"{len(finished.rows)} rows; report: {files.html}", err=True)
+        click.echo(f"{count(len(finished.rows), 'row')}; report: {files.html}", err=True)
     if finished.failures:
         cells = "; ".join(f"{failure.cell.method}: {failure.message}" for failure in finished.failures[:3])
-        raise BenchError(f"{len(finished.failures)} cells failed: {cells}")
+        raise BenchError(f"failed: {count(len(finished.failures), 'cell')}; {cells}")
 
 
 @bench.command()
@@ -110,63 +120,53 @@ def run_command(**given: Any) -> None:
 @click.option("--out", default="cema-bench", show_default=True, type=_FOLDER, help="Folder of the report.")
 @json_option
 def report(files: tuple[Path, ...], out: Path, as_json: bool) -> None:
-    """One HTML page (with JSON and CSV beside it) from the --json FILES of one or several runs."""
-    from cema.bench.report import write_report
-    from cema.bench.rows import Results
+    """One HTML page (with JSON and CSV beside it) from the FILES of one or several runs.
 
-    results = []
-    for path in files:
-        try:
-            results.append(msgspec.json.decode(path.read_bytes(), type=Results))
-        except msgspec.DecodeError as error:
-            raise ConfigError(f"expected results of 'cema bench run --json' in {path}: {error}") from error
-    written = write_report(results, out)
+    FILES are those of 'cema bench run --json', or the results.json of an earlier report.
+    """
+    from cema.bench.report import read_results, write_report
+
+    written = write_report([results for path in files for results in read_results(path)], out)
     if as_json:
         emit_json({"html": str(written.html), "json": str(written.json), "csv": str(written.csv)})
     else:
         click.echo(f"report: {written.html}")
 
 
-def _workplace(given: dict[str, Any]) -> Any:
+def _workplace(given: dict[str, Any], processes: int) -> Any:
     """Everything checked that can be checked before the first process starts."""
     from cema.bench.datasets import load_dataset
-    from cema.bench.grid import Spec, read_corruptions, read_numbers, read_options
+    from cema.bench.grid import Spec, conditions, read_corruptions, read_numbers, read_options
     from cema.bench.link import read_link
-    from cema.bench.pairs import PairNames, pair_names
+    from cema.bench.pairs import pair_names
+    from cema.bench.start import check_method
     from cema.bench.work import Workplace, identity
 
     data = given["data"] or (Path(os.environ["CEMA_DATA"]) if os.environ.get("CEMA_DATA") else None)
-    own = None
-    if given["edge_model"]:
-        own = PairNames(*(given[k] for k in ("edge_model", "foundation_model", "edge_weights", "foundation_weights")))
-    names = pair_names(given["dataset"], data, own)
-    same = (
-        "dataset",
-        "severity",
-        "setting",
-        "batch_size",
-        "skip",
-        "limit",
-        "edges",
-        "fps",
-        "alpha",
-        "imbalance",
-        "visits",
-        "shuffle",
-    )
+    models = (given[name] for name in ("edge_model", "foundation_model", "edge_weights", "foundation_weights"))
+    names = pair_names(given["dataset"], data, *models)
     spec = Spec(
-        **{name: given[name] for name in same},
+        **{name: given[name] for name in _AS_GIVEN},
         methods=tuple(name.strip() for name in given["methods"].split(",") if name.strip()),
         corruptions=read_corruptions(given["corruptions"]),
         seeds=read_numbers(given["seeds"]),
         delays=read_numbers(given["delay"]),
         link=read_link(given["link"]),
         options=read_options(given["options"]),
-        identity=identity(load_dataset(given["dataset"], data).part(given["skip"], given["limit"]), names),
     )
+    for method in spec.methods:
+        check_method(method, spec.options.get(method, {}), foundation=names.foundation is not None)
+    dataset = load_dataset(given["dataset"], data).part(given["skip"], given["limit"])
+    spec = msgspec.structs.replace(spec, identity=identity(dataset, names, conditions(spec, dataset.labels)))
     cache = given["cache"] or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cema"
-    processes = given["processes"] or min(os.cpu_count() or 1, 8)
     return Workplace(spec, names, data, cache, max((os.cpu_count() or 1) // processes, 1))
+
+
+_AS_GIVEN = (
+    "dataset", "severity", "setting", "batch_size", "skip", "limit", "edges", "fps", "alpha", "imbalance", "visits",
+    "shuffle",
+)  # fmt: skip
+"""Options that are fields of the specification as they stand."""
 
 
 def _write(path: Path, content: bytes) -> None:

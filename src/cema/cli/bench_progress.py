@@ -52,4 +52,5 @@ class Progress(Watcher):
             f"{self._done}/{self._todo}  {cell.method:14} {where:18} seed {cell.seed}  {100 * last.accuracy:5.1f} %  "
             f"{last.uploads} uploads  edge {last.edge_s:.1f} s  cloud {last.cloud_s:.1f} s",
             highlight=False,
+            soft_wrap=True,
         )
