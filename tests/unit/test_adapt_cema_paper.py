@@ -128,10 +128,11 @@ def assert_equal(state: State, prefix: str, twin: NumpyModel) -> None:
         np.testing.assert_allclose(state[f"{prefix}2.{name}"], value, rtol=1e-4, atol=1e-5, err_msg=prefix + name)
 
 
-@pytest.mark.parametrize("impl", ["textbook", "native"])
-def test_full_and_replay_steps_equal_the_equations_written_in_numpy(impl: str) -> None:
+@pytest.mark.parametrize("teacher", ["torch", "onnx"])
+@pytest.mark.parametrize("impl", ["textbook", "native", "fused"])
+def test_full_and_replay_steps_equal_the_equations_written_in_numpy(impl: str, teacher: str) -> None:
     edge, foundation = torch_model(1), torch_model(2)
-    adapter = create_adapter("cema-paper", edge, foundation, {"norm_impl": impl})
+    adapter = create_adapter("cema-paper", edge, foundation, {"norm_impl": impl, "teacher": teacher})
     g, f = numpy_twin(edge, 0.0025), numpy_twin(foundation, 0.00025)
     rng = np.random.default_rng(3)
     for replayed_count in (0, 96, 96):
@@ -148,6 +149,26 @@ def test_full_and_replay_steps_equal_the_equations_written_in_numpy(impl: str) -
     assert metrics["edge_loss"] == pytest.approx(numpy_edge_step(f, g, replay_only.astype(float)), rel=1e-4)
     assert_equal(adapter.state(), "edge.", g)
     assert_equal(adapter.state(), "foundation.", f)
+
+
+def test_a_teacher_that_cannot_be_exported_answers_through_torch(caplog: pytest.LogCaptureFixture) -> None:
+    class Undecided(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = torch_model(2)
+
+        def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+            sign = 1 if float(images_BCHW.sum()) > -1e9 else -1  # a branch on values: not exportable
+            logits_BK: torch.Tensor = sign * self.net(images_BCHW)
+            return logits_BK
+
+    uploads = image(np.random.default_rng(3).normal(1, 2, (32, 3)).astype(np.float32))
+    adapters = [
+        create_adapter("cema-paper", torch_model(1), Undecided(), {"teacher": teacher}) for teacher in ("onnx", "torch")
+    ]
+    first, second = (adapter.step(uploads, None) for adapter in adapters)
+    assert first == second
+    assert "torch instead" in caplog.text
 
 
 def image(features: np.ndarray) -> torch.Tensor:

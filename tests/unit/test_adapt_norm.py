@@ -67,7 +67,7 @@ def layer(impl: Impl, start: Start = "source") -> BatchRenorm:
     return BatchRenorm(source, impl, start).train()
 
 
-@pytest.mark.parametrize("impl", ["textbook", "native"])
+@pytest.mark.parametrize("impl", ["textbook", "native", "fused"])
 class TestBatchRenorm:
     def test_train_mode_value_is_normalisation_by_running_statistics(self, impl: Impl) -> None:
         out = layer(impl)(torch.tensor(X)).detach().numpy()

@@ -50,10 +50,10 @@ def test_every_norm_tensor_is_patchable_by_itself(kind: str) -> None:
     assert {tensor.kind for tensor in bundle.manifest.norm} == {kind}
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (2, 16, 16, 3), np.uint8)
-    before = export._session(bundle, source).run(None, {"images": images})[0]
+    before = export.open_session(bundle, source).run(None, {"images": images})[0]
     changes = {name: rng.uniform(0, 1, value.shape).astype(np.float32) for name, value in source.items()}
     for name, value in source.items():
-        after = export._session(bundle, {**source, name: value + changes[name]}).run(None, {"images": images})[0]
+        after = export.open_session(bundle, {**source, name: value + changes[name]}).run(None, {"images": images})[0]
         assert np.abs(after - before).max() > 1e-3, name
 
 

@@ -75,7 +75,7 @@ def check_parity(module: nn.Module, bundle: Bundle) -> None:
     twin = copy.deepcopy(module).cpu().float().eval()
     for what, parameters in (("source", source), ("perturbed", _perturbed(source, rng))):
         write_parameters(twin, parameters)
-        session = _session(bundle, parameters)
+        session = open_session(bundle, parameters)
         for batch in PARITY_BATCHES:
             pixels = rng.integers(0, 256, (batch, *recipe.size, 3), np.uint8)
             normalised = normalise(pixels, recipe)
@@ -133,9 +133,11 @@ def _with_external_norm(model: onnx.ModelProto, table: Sequence[NormTensor]) -> 
     return data
 
 
-def _session(bundle: Bundle, parameters: Mapping[str, Float32Array]) -> ort.InferenceSession:
+def open_session(bundle: Bundle, parameters: Mapping[str, Float32Array], threads: int = 0) -> ort.InferenceSession:
+    """The bundle's graph with these norm parameters, on the CPU. threads: 0 = one per core."""
     options = ort.SessionOptions()
     options.log_severity_level = _ERROR_LOGS_ONLY
+    options.intra_op_num_threads = threads
     values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(parameters[t.name])) for t in bundle.manifest.norm]
     options.add_external_initializers([t.initializer for t in bundle.manifest.norm], values)
     return ort.InferenceSession(bundle.model, options, providers=["CPUExecutionProvider"])

@@ -8,8 +8,9 @@ running statistics follow (adapt/norm.py).
 
 from __future__ import annotations
 
+import logging
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import torch
@@ -20,9 +21,12 @@ from cema.cloud.adapt import Options
 from cema.cloud.adapt.base import Metrics, Schedule, State, read_options
 from cema.cloud.adapt.losses import confidence_weight, divergence, entropy, pseudo_label_loss
 from cema.cloud.adapt.norm import Impl, Start, Targets, adaptable, follow_statistics, norm_train
+from cema.cloud.adapt.teacher import OnnxTeacher
 from cema.cloud.adapt.trainable import Trainable
-from cema.errors import ConfigError
+from cema.errors import ConfigError, ExportError
 from cema.types import NormParameters
+
+log = logging.getLogger(__name__)
 
 Rate = Annotated[float, Meta(gt=0, le=1)]
 Weight = Annotated[float, Meta(ge=0, le=100)]
@@ -38,8 +42,9 @@ class CemaPaperSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     entropy_weight: Weight = 3.0  # a of the edge loss
     divergence_weight: Weight = 3.0  # b
     label_weight: Weight = 1.0  # c
-    norm_impl: Impl = "native"  # textbook | native: same mathematics (adapt/norm.py)
+    norm_impl: Impl = "native"  # textbook | native | fused: same mathematics (adapt/norm.py)
     norm_start: Start = "source"  # source | first_batch, of the running statistics
+    teacher: Literal["torch", "onnx"] = "torch"  # who runs the foundation's forward (adapt/teacher.py)
     norm_targets: Targets = "renorm"  # renorm (as published) | batch (for deep networks; adapt/norm.py, ADR 9)
 
 
@@ -54,6 +59,7 @@ class CemaPaper:
         self.settings = read_options(CemaPaperSettings, "cema-paper", options)
         s = self.settings
         norms = (s.norm_impl, s.norm_start, s.norm_targets)
+        self.teacher = OnnxTeacher(foundation) if s.teacher == "onnx" else None
         self.foundation = Trainable(adaptable(foundation, *norms), s.foundation_lr, s.momentum)
         self.edge = Trainable(adaptable(edge, *norms), s.edge_lr, s.momentum)
 
@@ -77,8 +83,7 @@ class CemaPaper:
 
     def _edge_step(self, images_BCHW: torch.Tensor) -> float:
         """L_e = a mean[h_s H(g)] + b mean[h_t KL(f || g)] + c mean[h_t CE(g, argmax f)], one SGD step."""
-        with torch.no_grad():
-            teacher_BK = self.foundation.model(images_BCHW)
+        teacher_BK = self._teacher_logits(images_BCHW)
         norm_train(self.edge.model, True)
         student_BK = self.edge.model(images_BCHW)
         norm_train(self.edge.model, False)
@@ -93,6 +98,15 @@ class CemaPaper:
             + s.label_weight * (teacher_weight_B * pseudo_label_loss(teacher_BK, student_BK)).mean()
         )
         return self.edge.descend(loss)
+
+    def _teacher_logits(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        if self.teacher is not None:
+            try:
+                return self.teacher.logits(images_BCHW, self.foundation.model)
+            except ExportError as error:
+                log.warning("the foundation model answers through torch instead of ONNX Runtime: %s", error)
+                self.teacher = None
+        return self.foundation.logits(images_BCHW)
 
     def _e_max(self, logits_BK: torch.Tensor) -> float:
         return self.settings.e_max * math.log(logits_BK.shape[1])

@@ -34,6 +34,8 @@ def efficientnet_lite(variant: int, num_classes: int = 1000) -> nn.Module:
     package = _import("efficientnet_lite_pytorch")
     module = package.EfficientNet.from_name(f"efficientnet-lite{variant}", image_size=INPUT_PX, num_classes=num_classes)
     assert isinstance(module, nn.Module)
+    for part in module.modules():
+        _pad_within(part)
     return module
 
 
@@ -50,6 +52,17 @@ def pretrained_state(variant: int) -> Mapping[str, torch.Tensor]:
         )
     state: Mapping[str, torch.Tensor] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     return state
+
+
+def _pad_within(module: nn.Module) -> None:
+    """Zeros on both sides alike are the convolution's own padding: the package copies every picture to add them."""
+    around = getattr(module, "static_padding", None)
+    if not (isinstance(module, nn.Conv2d) and isinstance(around, nn.ZeroPad2d)):
+        return
+    left, right, top, bottom = around.padding
+    if left == right and top == bottom:
+        module.padding = (top, left)
+        module.static_padding = nn.Identity()
 
 
 def _import(package: str):  # type: ignore[no-untyped-def]  # a module without types
