@@ -11,8 +11,9 @@ from PIL import Image
 
 from cema.errors import ImageError
 from cema.types import Uint8Array
+from cema.wire.image import decode_image, encode_image
 from cema.wire.messages import Preprocess
-from cema.wire.preprocess import fit, normalise, preprocess
+from cema.wire.preprocess import REDUCING_GAP, fit, fit_encoded, normalise, preprocess
 
 PHOTOGRAPH = Preprocess(size=(224, 224), resize_short=256)
 
@@ -92,3 +93,21 @@ def test_photographs_of_different_sizes_become_one_batch() -> None:
 def test_an_array_that_is_no_photograph_is_refused(image: NDArray[Any]) -> None:
     with pytest.raises(ImageError, match="uint8 array"):
         preprocess([image], PHOTOGRAPH)
+
+
+def test_a_large_jpeg_is_decoded_at_reduced_scale_and_looks_the_same() -> None:
+    recipe = Preprocess(size=(56, 56), resize_short=64)
+    coarse = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    large = np.asarray(Image.fromarray(coarse).resize((1024, 768), Image.Resampling.BICUBIC))
+    data = encode_image(large, "jpeg-95")
+    assert decode_image(data, short_px=REDUCING_GAP * 64).shape == (192, 256, 3)
+    assert decode_image(data, short_px=769).shape == decode_image(data).shape == large.shape
+    reduced, full = fit_encoded(data, recipe), fit(decode_image(data), recipe)
+    assert reduced.shape == (56, 56, 3)
+    assert np.abs(reduced.astype(int) - full).mean() < 2
+
+
+@pytest.mark.parametrize("codec", ["png", "webp"])
+def test_other_codecs_know_no_reduced_scale(codec: str) -> None:
+    picture = np.zeros((80, 100, 3), np.uint8)
+    assert decode_image(encode_image(picture, codec), codec, short_px=10).shape == picture.shape

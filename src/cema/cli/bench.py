@@ -11,6 +11,7 @@ from typing import Any
 import click
 import msgspec
 
+from cema.cli.bench_perf import perf
 from cema.cli.output import emit_json, json_option
 from cema.errors import BenchError, ConfigError
 
@@ -22,6 +23,9 @@ FOUR = "gaussian_noise,contrast,gaussian_blur,jpeg_compression"
 @click.group()
 def bench() -> None:
     """Measure methods: accuracy, bytes and milliseconds."""
+
+
+bench.add_command(perf)
 
 
 _FOLDER = click.Path(path_type=Path)

@@ -23,9 +23,8 @@ from cema.errors import UpdateContentError, WireError
 from cema.types import Uint8Array
 from cema.wire import signing
 from cema.wire.bundle import Bundle
-from cema.wire.image import decode_image
 from cema.wire.messages import UpdateManifest
-from cema.wire.preprocess import fit, normalise
+from cema.wire.preprocess import fit_encoded, normalise
 from cema.wire.update import Encoding, encode_update, fits_float16, open_update
 
 log = logging.getLogger(__name__)
@@ -185,7 +184,7 @@ class Controller:
         good, images = [], []
         for sample in samples:
             try:
-                images.append(fit(decode_image(sample.image, sample.codec), self.bundle.manifest.preprocess))
+                images.append(fit_encoded(sample.image, self.bundle.manifest.preprocess, sample.codec))
                 good.append(sample)
             except WireError as error:
                 log.warning("group %s: sample %s skipped: %s", self.group, sample.sample_id.hex(), error)

@@ -32,9 +32,8 @@ from cema.edge.writer import PASS_THROUGH_MAX_BYTES, Captured, image_codec
 from cema.errors import CemaError, ConflictError, ImageError, WireError
 from cema.types import Float32Array, Prediction, Uint8Array
 from cema.wire.bundle import Bundle
-from cema.wire.image import decode_image
 from cema.wire.messages import Preprocess
-from cema.wire.preprocess import fit
+from cema.wire.preprocess import fit, fit_encoded
 
 Image = Uint8Array | bytes
 
@@ -235,7 +234,7 @@ class EdgeAgent:
 def _fitted(index: int, image: Image, recipe: Preprocess) -> Uint8Array:
     try:
         if isinstance(image, bytes | bytearray | memoryview):
-            image = decode_image(bytes(image))
+            return fit_encoded(bytes(image), recipe)
         return fit(np.asarray(image), recipe)
     except CemaError as error:
         raise ImageError(f"image {index}: {error.message}", hint=error.hint, index=index) from error

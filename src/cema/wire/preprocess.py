@@ -9,8 +9,12 @@ from PIL import Image
 
 from cema.errors import ImageError
 from cema.types import Float32Array, Uint8Array
+from cema.wire.image import decode_image
 from cema.wire.messages import Preprocess
 
+REDUCING_GAP = 2
+"""A decoder may leave out detail beyond so many times the size to which a picture is scaled: what scaling drops anyway
+(the gap of Pillow's thumbnails)."""
 _RESAMPLE = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -30,6 +34,15 @@ def fit(image_HWC: Uint8Array, recipe: Preprocess) -> Uint8Array:
     picture = Image.fromarray(image_HWC)
     resample = _RESAMPLE[recipe.interpolation]
     return np.asarray(picture.resize((width, height), resample, box=_centre(picture.size, recipe)))
+
+
+def fit_encoded(data: bytes, recipe: Preprocess, codec: str | None = None) -> Uint8Array:
+    """As ``fit``, for a picture's bytes. A large JPEG is decoded at a reduced scale, on device and cloud alike.
+
+    Raises ImageError, SizeLimitError.
+    """
+    short_px = recipe.resize_short or max(recipe.size)
+    return fit(decode_image(data, codec, short_px=REDUCING_GAP * short_px), recipe)
 
 
 def _centre(size: tuple[int, int], recipe: Preprocess) -> tuple[float, float, float, float]:
