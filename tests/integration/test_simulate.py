@@ -12,10 +12,12 @@ from cema.bench.datasets import load_dataset
 from cema.bench.link import Link
 from cema.bench.measure import Tally, measure, whole
 from cema.bench.pairs import load_pair, pair_names
-from cema.bench.simulate import Pair, Plan, Simulator
+from cema.bench.simulate import Pair, Plan, Simulator, Travel
 from cema.bench.simulated_device import Device, NoSelector
 from cema.bench.streams import Pictures, for_edge, make_streams
 from cema.config import SelectionConfig
+from cema.wire.messages import UpdateManifest
+from cema.wire.update import Update
 
 IMAGES = 640
 FILTERS = SelectionConfig(e_max_warmup_samples=64)
@@ -66,6 +68,19 @@ def test_same_seed_gives_the_same_predictions(run: Run) -> None:
     assert (first.uploads, first.bytes_up, first.bytes_down) == (second.uploads, second.bytes_up, second.bytes_down)
 
 
+def test_differences_in_float16_cost_a_fraction_and_next_to_no_accuracy(run: Run) -> None:
+    published, short = run(), run(travel=Travel(update_encoding="float16"))
+    assert short.updates == published.updates > 5
+    assert short.bytes_down < published.bytes_down / 4
+    assert accuracy(short) == pytest.approx(accuracy(published), abs=0.01)
+
+
+def test_the_coding_of_pictures_decides_the_bytes_that_go_up(run: Run) -> None:
+    exact, coarse = run(), run(travel=Travel(image_coding="jpeg-30"))
+    assert coarse.bytes_up / coarse.uploads < 0.9 * exact.bytes_up / exact.uploads
+    assert accuracy(coarse) > accuracy(run(method="source"))
+
+
 def test_late_updates_help_later(run: Run) -> None:
     prompt, late, source = run(), run(delay=4), run(method="source")
     np.testing.assert_array_equal(correct(late)[: 64 * 5], correct(source)[: 64 * 5])
@@ -76,7 +91,9 @@ def test_the_delay_counts_from_the_arrival_of_an_update(pair: Pair) -> None:
     link = Link(name="slow", latency_s=2.0)
     device = Device("edge-0", pair.bundle, NoSelector(), link, np.random.default_rng(0), threads=1, delay=2)
     device.steps = 1
-    device.fetch(100, pair.bundle.source_parameters(), 1, now_s=0.0)
+    fingerprint = pair.bundle.manifest.fingerprint
+    manifest = UpdateManifest(group="bench", version=1, fingerprint=fingerprint, method="bn", created_at_ms=0)
+    device.fetch(100, Update(manifest, pair.bundle.source_parameters(), b""), now_s=0.0)
     used = []
     for step in range(2, 8):  # a batch a second
         device.steps = step

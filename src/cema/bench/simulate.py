@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,12 +28,13 @@ from cema.cloud.controller import Controller, Publishing
 from cema.cloud.norms import read_parameters
 from cema.cloud.store.base import GroupRow
 from cema.cloud.store.memory import MemoryBlobs, MemoryStore
-from cema.config import SelectionConfig
+from cema.config import ImageCoding, SelectionConfig
 from cema.edge.selection import SampleSelector, Selector
 from cema.types import NormParameters, Uint8Array
 from cema.wire.bundle import Bundle
+from cema.wire.difference import apply_difference, encode_difference
 from cema.wire.preprocess import preprocess
-from cema.wire.update import open_update
+from cema.wire.update import Encoding, open_update
 
 GROUP = WORKER = "bench"
 FPS = 30.0
@@ -48,6 +50,14 @@ class Pair:
     bundle: Bundle
     edge: nn.Module
     foundation: nn.Module | None
+
+
+class Travel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How samples and updates travel. float16: as differences to the version that the device has (ADR 10); float32 is
+    what the published method sends."""
+
+    image_coding: ImageCoding = "auto"
+    update_encoding: Encoding = "float32"
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,7 @@ class Plan:
     edges: int = 1
     link: Link = LINKS["instant"]
     fps: float = FPS
+    travel: Travel = Travel()  # noqa: RUF009  # frozen
 
 
 class Simulator:
@@ -107,7 +118,8 @@ class Simulator:
     def _device(self, index: int) -> Device:
         rng = np.random.default_rng((self.plan.seed, index))
         link, threads, delay = self.plan.link, self.plan.threads, self.plan.delay
-        return Device(f"edge-{index}", self.pair.bundle, self._selector(rng), link, rng, threads, delay)
+        coding = self.plan.travel.image_coding
+        return Device(f"edge-{index}", self.pair.bundle, self._selector(rng), link, rng, threads, delay, coding)
 
     def _selector(self, rng: np.random.Generator) -> SampleSelector:
         classes = len(self.pair.bundle.manifest.classes)
@@ -157,7 +169,7 @@ class Simulator:
             adapter,
             self.store,
             self.blobs,
-            Publishing(plan.method, None, 0),
+            Publishing(plan.method, None, 0, plan.travel.update_encoding),
             worker=WORKER,
             seed=plan.seed,
             clock_ms=lambda: self.now_ms,
@@ -167,9 +179,12 @@ class Simulator:
         """Poll for what is new; use what is here and has waited long enough."""
         newest = self.store.updates(GROUP, 1)
         if newest and newest[0].version > device.newest_version and device.may_fetch(self.now_s):
-            update = open_update(self.blobs.get(newest[0].blob), self.pair.bundle.manifest)
-            answer.bytes_down += len(update.data)
-            device.fetch(len(update.data), update.parameters, update.manifest.version, self.now_s)
+            data = self.blobs.get(newest[0].blob)
+            difference = encode_difference(data, device.base)
+            heard = data if difference is None else apply_difference(difference, device.base)
+            update = open_update(heard, self.pair.bundle.manifest)
+            answer.bytes_down += len(data if difference is None else difference)
+            device.fetch(len(data if difference is None else difference), update, self.now_s)
         with self.probe.side("edge"):
             answer.updates += device.apply_due(self.now_s)
 

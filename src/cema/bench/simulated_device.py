@@ -14,9 +14,11 @@ from cema.edge.selection import SampleSelector, Selector, entropy, softmax
 from cema.edge.session import EdgeSession
 from cema.types import Float32Array, NormParameters, Uint8Array
 from cema.wire.bundle import Bundle
+from cema.wire.difference import source_base, update_base
 from cema.wire.image import encode_image, read_coding
 from cema.wire.messages import Sample, SampleBatch, encode_msgpack
 from cema.wire.preprocess import fit
+from cema.wire.update import Update
 
 
 class RandomSelector:
@@ -59,7 +61,8 @@ class Waiting:
 
 @dataclass
 class Device:
-    """One device: predicts, selects, encodes; holds updates back until link and delay let them through."""
+    """One device: predicts, selects, encodes; holds updates back until link and delay let them through. coding: of
+    pictures. base: of the next difference."""
 
     name: str
     bundle: Bundle
@@ -68,6 +71,7 @@ class Device:
     rng: np.random.Generator
     threads: int
     delay: int
+    coding: str = "auto"
     session: EdgeSession = field(init=False)
     seen: int = 0
     steps: int = 0
@@ -77,6 +81,7 @@ class Device:
 
     def __post_init__(self) -> None:
         self.boot_id = self.rng.bytes(16)
+        self.base = source_base(self.bundle)
         self.up = Channel(self.link, self.link.up_bps, self.rng)
         self.down = Channel(self.link, self.link.down_bps, self.rng)
         self.use(self.bundle.source_parameters(), 0)
@@ -120,7 +125,7 @@ class Device:
         return size
 
     def _sample(self, image: Uint8Array, probability_K: Float32Array, h: float, captured_at_ms: int) -> Sample:
-        coding = read_coding("auto", *image.shape[:2])
+        coding = read_coding(self.coding, *image.shape[:2])
         self.sent += 1
         return Sample(
             sample_id=self.rng.bytes(16),
@@ -150,9 +155,10 @@ class Device:
         """The downlink is free: the device polls again."""
         return self.down.free_at_s <= now_s
 
-    def fetch(self, size_bytes: int, parameters: NormParameters, version: int, now_s: float) -> None:
-        """An update begins its way down."""
-        self.waiting.append(Waiting(self.down.send(size_bytes, now_s), parameters, version))
+    def fetch(self, size_bytes: int, update: Update, now_s: float) -> None:
+        """An update begins its way down, as so many bytes."""
+        self.base = update_base(update.data, self.bundle.manifest) or self.base
+        self.waiting.append(Waiting(self.down.send(size_bytes, now_s), update.parameters, update.manifest.version))
 
     def apply_due(self, now_s: float) -> int:
         """Use the newest update that has been here for ``delay`` batches; returns how many were put to use (0 or 1)."""

@@ -17,7 +17,7 @@ from cema.bench.methods import CLOUD_ONLY, MANY_CLASSES, RELEASED_MARGIN, CloudE
 from cema.bench.methods.base import DeviceMethod
 from cema.bench.own import load_own
 from cema.bench.rows import Where
-from cema.bench.simulate import FPS, Pair, Plan, Simulator
+from cema.bench.simulate import FPS, Pair, Plan, Simulator, Travel
 from cema.cloud.adapt import Options, create_adapter
 from cema.errors import ConfigError
 from cema.types import Uint8Array
@@ -69,7 +69,8 @@ def check_method(method: str, options: Options, *, foundation: bool) -> None:
         _check_cloud_only(options, foundation)
     else:
         least = nn.BatchNorm2d(1)  # any model with a norm layer
-        create_adapter(found.method, least, least if foundation else None, {**found.options, **options})
+        _, rest = _travel(method, {**found.options, **options})
+        create_adapter(found.method, least, least if foundation else None, rest)
 
 
 def start(method: str, pair: Pair, conditions: Conditions, clean: CleanPictures) -> Started:
@@ -104,9 +105,11 @@ def _cloud_edge(method: str, found: CloudEdge, pair: Pair, conditions: Condition
         nearest = min(RELEASED_MARGIN, key=lambda known: abs(known - classes))
         selection = msgspec.structs.replace(selection, d_margin=RELEASED_MARGIN[nearest])
     first_batch = found.first_batch and conditions.first_batch >= FIRST_BATCH_MIN
+    travel, rest = _travel(method, options)
     plan = Plan(
         method=found.method,
-        options=options,
+        options=rest,
+        travel=travel,
         selection=selection,
         selecting=found.selecting,
         seed=conditions.seed,
@@ -119,6 +122,16 @@ def _cloud_edge(method: str, found: CloudEdge, pair: Pair, conditions: Condition
     )
     told: Options = options if found.where == "none" else {**options, "first_batch": first_batch}
     return Started(Simulator(pair, plan), found.where, told)
+
+
+def _travel(method: str, options: Options) -> tuple[Travel, Options]:
+    """What of the options is about the wire, and the rest, which is the adapter's."""
+    about_wire = {name: value for name, value in options.items() if name in Travel.__struct_fields__}
+    try:
+        travel = msgspec.convert(about_wire, type=Travel)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"options of method {method!r}: {error}", hint="image_coding, update_encoding") from error
+    return travel, {name: value for name, value in options.items() if name not in about_wire}
 
 
 def _on_device(method: str, found: OnDevice, pair: Pair, conditions: Conditions, clean: CleanPictures) -> Started:
