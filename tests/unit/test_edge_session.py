@@ -99,17 +99,21 @@ def test_a_graphs_own_answers_are_those_of_its_logits(scale: float, digits_bundl
     last = max(name for name in source if name.endswith(".weight"))
     session = EdgeSession(bundle, {**source, last: source[last] * np.float32(scale)}, 0)
     images = np.random.default_rng(0).integers(0, 256, (5, *bundle.manifest.preprocess.size, 3), dtype=np.uint8)
-    probabilities_BK, entropy_B = session.predict(images)
+    probabilities_BK, entropy_B, label_B, confidence_B = session.predict(images)
     expected_BK = softmax(session.logits(images))
     np.testing.assert_allclose(probabilities_BK, expected_BK, rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(entropy_B, entropy(expected_BK), rtol=1e-3, atol=1e-5)
     assert np.isfinite(entropy_B).all()
     assert entropy_B.shape == (5,)
+    np.testing.assert_array_equal(label_B, expected_BK.argmax(axis=1))
+    np.testing.assert_array_equal(confidence_B, probabilities_BK.max(axis=1))
 
 
 def test_a_graph_without_answers_is_helped_out(tiny_bundle: Bundle) -> None:
     session = EdgeSession(tiny_bundle, tiny_bundle.source_parameters(), 0)
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
-    probabilities_BK, entropy_B = session.predict(images)
+    probabilities_BK, entropy_B, label_B, confidence_B = session.predict(images)
     np.testing.assert_array_equal(probabilities_BK, softmax(session.logits(images)))
     np.testing.assert_array_equal(entropy_B, entropy(probabilities_BK))
+    np.testing.assert_array_equal(label_B, probabilities_BK.argmax(axis=1))
+    np.testing.assert_array_equal(confidence_B, probabilities_BK.max(axis=1))

@@ -22,7 +22,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import nn
 
 from cema.errors import ExportError
-from cema.wire.messages import ENTROPY_OUTPUT, PROBABILITIES_OUTPUT, Preprocess
+from cema.wire.messages import CONFIDENCE_OUTPUT, ENTROPY_OUTPUT, LABEL_OUTPUT, PROBABILITIES_OUTPUT, Preprocess
 from cema.wire.preprocess import scale_and_shift
 
 INPUT_NAME, OUTPUT_NAME = "images", "logits"
@@ -86,7 +86,8 @@ def take_pixels(model: onnx.ModelProto, recipe: Preprocess) -> None:
 
 
 def give_answers(model: onnx.ModelProto, classes: int) -> None:
-    """Let the graph also give probabilities [B, K] and their entropy [B], in nats: what selection looks at."""
+    """Let the graph also give all that is said about a picture: probabilities [B, K], their entropy [B] in nats, the
+    label [B] and its probability [B]."""
     make, graph = onnx.helper.make_node, model.graph
     graph.initializer.append(onnx.numpy_helper.from_array(np.asarray([-1], np.int64), "answers.axis"))
     graph.node.extend(
@@ -96,11 +97,14 @@ def give_answers(model: onnx.ModelProto, classes: int) -> None:
             make("Mul", [PROBABILITIES_OUTPUT, "answers.log"], ["answers.product"]),
             make("ReduceSum", ["answers.product", "answers.axis"], ["answers.sum"], keepdims=0),
             make("Neg", ["answers.sum"], [ENTROPY_OUTPUT]),
+            make("ArgMax", [OUTPUT_NAME], [LABEL_OUTPUT], axis=-1, keepdims=0),
+            make("ReduceMax", [PROBABILITIES_OUTPUT, "answers.axis"], [CONFIDENCE_OUTPUT], keepdims=0),
         ]
     )
-    shapes: dict[str, list[str | int | None]] = {PROBABILITIES_OUTPUT: ["B", classes], ENTROPY_OUTPUT: ["B"]}
-    for name, shape in shapes.items():
-        graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+    values, number = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    graph.output.append(values(PROBABILITIES_OUTPUT, number, ["B", classes]))
+    graph.output.extend(values(name, number, ["B"]) for name in (ENTROPY_OUTPUT, CONFIDENCE_OUTPUT))
+    graph.output.append(values(LABEL_OUTPUT, onnx.TensorProto.INT64, ["B"]))
 
 
 def _check_single_output(model: ir.Model) -> None:

@@ -24,13 +24,13 @@ from cema.edge.client import CloudClient
 from cema.edge.counters import EdgeCounters
 from cema.edge.outbox import Outbox
 from cema.edge.selection import BoolArray, SampleSelector, Selector
-from cema.edge.session import EdgeSession
+from cema.edge.session import Answers, EdgeSession
 from cema.edge.slots import OUTBOX_FILE, StateFolder
 from cema.edge.updater import Updater, open_bundle, trusted_key
 from cema.edge.uplink import Uplink
 from cema.edge.writer import PASS_THROUGH_MAX_BYTES, Captured, image_codec
 from cema.errors import CemaError, ConflictError, ImageError, WireError
-from cema.types import Float32Array, Prediction, Uint8Array
+from cema.types import Prediction, Uint8Array
 from cema.wire.bundle import Bundle
 from cema.wire.messages import Preprocess
 from cema.wire.preprocess import fit, fit_encoded
@@ -95,11 +95,11 @@ class EdgeAgent:
         recipe = session.bundle.manifest.preprocess
         fitted = [_fitted(index, image, recipe) for index, image in enumerate(images)]
         fitted_BHWC = np.stack(fitted) if len(fitted) > 1 else fitted[0][np.newaxis]
-        probabilities_BK, entropy_B = session.predict(fitted_BHWC)
-        kept_B = self._select(session, probabilities_BK, entropy_B)
-        predictions = _predictions(probabilities_BK, entropy_B, kept_B, session.version)
+        answers = session.predict(fitted_BHWC)
+        kept = self._select(session, answers).tolist()
+        predictions = _predictions(answers, kept, session.version)
         self._hand_over(session, images, fitted_BHWC, predictions)
-        self.counters.predicted(len(images), int(kept_B.sum()), time.perf_counter() - started_s)
+        self.counters.predicted(len(images), sum(kept), time.perf_counter() - started_s)
         return predictions
 
     @property
@@ -198,11 +198,11 @@ class EdgeAgent:
         self._selector = self._make_selector(self._config.selection, len(session.bundle.manifest.classes))
         self._selector_fingerprint = session.fingerprint
 
-    def _select(self, session: EdgeSession, probabilities_BK: Float32Array, entropy_B: Float32Array) -> BoolArray:
+    def _select(self, session: EdgeSession, answers: Answers) -> BoolArray:
         with self._mutex:
             if session.fingerprint != self._selector_fingerprint:
                 self._renew_selector(session)
-            kept_B = self._selector.select(probabilities_BK, entropy_B)
+            kept_B = self._selector.select(answers.probabilities_BK, answers.entropy_B)
         return kept_B if self._updater.adapting else np.zeros_like(kept_B)
 
     def _hand_over(
@@ -248,11 +248,6 @@ def _passed_through(image: Image) -> bytes | None:
     return data if image_codec(data) else None
 
 
-def _predictions(
-    probabilities_BK: Float32Array, entropy_B: Float32Array, kept_B: BoolArray, version: int
-) -> list[Prediction]:
-    rows = zip(
-        probabilities_BK.argmax(axis=1).tolist(), probabilities_BK.max(axis=1).tolist(), entropy_B.tolist(),
-        kept_B.tolist(), strict=True,
-    )  # fmt: skip
-    return [Prediction(label, probability, nats, version, 0, kept) for label, probability, nats, kept in rows]
+def _predictions(answers: Answers, kept: list[bool], version: int) -> list[Prediction]:
+    rows = zip(answers.label_B.tolist(), answers.confidence_B.tolist(), answers.entropy_B.tolist(), kept, strict=True)
+    return [Prediction(label, probability, nats, version, 0, chosen) for label, probability, nats, chosen in rows]

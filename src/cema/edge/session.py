@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from cema.edge.selection import entropy, softmax
 from cema.errors import BundleError, ConfigError, UpdateContentError
 from cema.types import Float32Array, NormParameters, Uint8Array
 from cema.wire.bundle import Bundle
-from cema.wire.messages import ENTROPY_OUTPUT, PROBABILITIES_OUTPUT
+from cema.wire.messages import CONFIDENCE_OUTPUT, ENTROPY_OUTPUT, LABEL_OUTPUT, PROBABILITIES_OUTPUT
 from cema.wire.preprocess import normalise
 
 MAX_AUTO_THREADS = 4
 """With threads = 0: more than four rarely helps small models and starves the device's other work."""
 SMOKE_SEED = 0
-_ANSWERS = (PROBABILITIES_OUTPUT, ENTROPY_OUTPUT)
+_ANSWERS = (PROBABILITIES_OUTPUT, ENTROPY_OUTPUT, LABEL_OUTPUT, CONFIDENCE_OUTPUT)
 _LOG_ERRORS_ONLY = 3
 
 _ORT_ERRORS: tuple[type[Exception], ...] = (
@@ -32,6 +34,16 @@ _ORT_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
 )
+
+
+class Answers(NamedTuple):
+    """About B pictures. probabilities_BK: softmax, float32. entropy_B: of it, float32, nats. label_B: the most probable
+    class, int64. confidence_B: its probability, float32."""
+
+    probabilities_BK: Float32Array
+    entropy_B: Float32Array
+    label_B: NDArray[np.int64]
+    confidence_B: Float32Array
 
 
 class EdgeSession:
@@ -91,16 +103,16 @@ class EdgeSession:
         """Fitted pixels, uint8 [B, H, W, 3] -> logits, float32 [B, K]. Raises BundleError."""
         return self.run(self._given(images_BHWC))
 
-    def predict(self, images_BHWC: Uint8Array) -> tuple[Float32Array, Float32Array]:
-        """Fitted pixels, uint8 [B, H, W, 3] -> (probabilities float32 [B, K], entropy float32 [B], nats).
+    def predict(self, images_BHWC: Uint8Array) -> Answers:
+        """What there is to say about fitted pixels, uint8 [B, H, W, 3]; by the graph, where it has these outputs.
 
-        By the graph itself, where it has these outputs. Raises BundleError.
+        Raises BundleError.
         """
-        if self._answers is None:
-            probabilities_BK = softmax(self.logits(images_BHWC))
-            return probabilities_BK, entropy(probabilities_BK)
-        probabilities_BK, entropy_B = self._run(self._answers, self._given(images_BHWC))
-        return probabilities_BK, entropy_B
+        if self._answers is not None:
+            return Answers(*self._run(self._answers, self._given(images_BHWC)))
+        probabilities_BK = softmax(self.logits(images_BHWC))
+        label_B = probabilities_BK.argmax(axis=1)
+        return Answers(probabilities_BK, entropy(probabilities_BK), label_B, probabilities_BK.max(axis=1))
 
     def run(self, images: Uint8Array | Float32Array) -> Float32Array:
         """What the graph itself takes (``BundleManifest.input_type``) -> logits, float32 [B, K]. Raises BundleError."""
@@ -111,9 +123,9 @@ class EdgeSession:
         manifest = self.bundle.manifest
         return images_BHWC if manifest.input_type == "uint8" else normalise(images_BHWC, manifest.preprocess)
 
-    def _run(self, outputs: list[str], images: Uint8Array | Float32Array) -> list[Float32Array]:
+    def _run(self, outputs: list[str], images: Uint8Array | Float32Array) -> list[Any]:
         try:
-            found: list[Float32Array] = self._session.run(outputs, {self._input: images})
+            found: list[Any] = self._session.run(outputs, {self._input: images})
         except _ORT_ERRORS as error:
             raise BundleError(
                 f"expected a model that runs on {images.dtype} {list(images.shape)}: {error}",

@@ -23,8 +23,13 @@ SIGNATURE_HEADER = "Cema-Signature"
 VERSION_HEADER = "Cema-Update-Version"
 FINGERPRINT_HEADER = "Cema-Bundle-Fingerprint"
 BASE_HEADER = "Cema-Update-Base"
-PROBABILITIES_OUTPUT, ENTROPY_OUTPUT = "probabilities", "entropy"
-"""Outputs that a bundle's graph may have beside the logits."""
+PROBABILITIES_OUTPUT, ENTROPY_OUTPUT, LABEL_OUTPUT, CONFIDENCE_OUTPUT = (
+    "probabilities",
+    "entropy",
+    "label",
+    "confidence",
+)
+"""Outputs that a bundle's graph may have beside the logits: all of them or none."""
 MSGPACK_TYPE = "application/msgpack"
 UPDATE_TYPE = "application/vnd.cema.update"
 BUNDLE_TYPE = "application/vnd.cema.bundle"
