@@ -80,7 +80,7 @@ class Selector:
         """
         if not self._config.enabled or len(entropy_B) == 0:
             return np.ones(len(entropy_B), np.bool_)
-        # as Python numbers: on the few of a batch these lines cost a fifth of numpy's (docs/adr/0011)
+        # as Python numbers: on the few of a batch these lines cost a fifth of numpy's (ADR 11)
         entropies = entropy_B.tolist()
         self._follow(entropies)
         lowest, highest = self.e_min, self._e_max

@@ -1,7 +1,7 @@
 """The foundation model as a teacher: forward by running statistics, no gradient, with whatever its norms are by now.
 
 ONNX Runtime fuses the norms into the convolutions and needs a half to a third of torch's time; making a session for new
-norm parameters costs a tenth of a second (docs/adr/0011). Its answers are torch's to the parity of the export.
+norm parameters costs a tenth of a second (ADR 11). Its answers are torch's to the parity of the export.
 """
 
 from __future__ import annotations
