@@ -106,7 +106,7 @@ def describe(content: Bundle) -> dict[str, Any]:
         "fingerprint": manifest.fingerprint,
         "model": manifest.model,
         "size": list(manifest.preprocess.size),
-        "input_type": manifest.input_type,
+        "input_type": manifest.input_type or "float32",
         "classes": len(manifest.classes),
         "norm_layers": dict(kinds),
         "norm_bytes": len(content.norm),

@@ -115,7 +115,7 @@ def _check(bundle: Bundle) -> None:
     actual = fingerprint(bundle.model, bundle.norm, manifest.preprocess, manifest.classes, manifest.norm)
     if actual != manifest.fingerprint:
         raise BundleError(f"expected content with fingerprint {manifest.fingerprint[:12]}, got {actual[:12]}")
-    if manifest.input_type not in INPUT_TYPES:
+    if manifest.input_type not in (*INPUT_TYPES, msgspec.UNSET):
         raise BundleError(
             f"expected an input of {' or '.join(INPUT_TYPES)}, got {manifest.input_type!r}", hint="upgrade cema"
         )

@@ -157,7 +157,8 @@ class NormTensor(Message, frozen=True, kw_only=True):
 class BundleManifest(Message, frozen=True, kw_only=True):
     """``manifest.json`` of a bundle. fingerprint = sha256 over graph, norm table, preprocessing and classes.
 
-    input_type: ``uint8`` (pixels [B, H, W, 3], the graph normalises them) or ``float32`` (normalised, [B, 3, H, W]).
+    input_type: ``uint8`` (pixels [B, H, W, 3], the graph normalises them) or ``float32`` (normalised, [B, 3, H, W]);
+    UNSET, as in the first bundles, means float32 and is not written, so that they keep their bytes.
     """
 
     fingerprint: str
@@ -169,7 +170,7 @@ class BundleManifest(Message, frozen=True, kw_only=True):
     norm: list[NormTensor]
     protocol: int = PROTOCOL_VERSION
     opset: int = 0
-    input_type: str = "float32"
+    input_type: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class UpdateManifest(Message, frozen=True, kw_only=True):
