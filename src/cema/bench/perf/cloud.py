@@ -21,11 +21,13 @@ WAYS: dict[str, Options] = {
 """The oracle with its norm written line by line, the oracle as the benchmark runs it, and what our own method uses."""
 
 
-def adapt_step(sheet: Sheet, pair_name: str, pair: PerfPair, at_least: float, rounds: int) -> None:
-    """Foundation step on 32 uploads, distillation on them and 96 from replay."""
+def adapt_step(sheet: Sheet, pair_name: str, pair: PerfPair, at_least: float, rounds: int, share: float = 1) -> None:
+    """Foundation step on 32 uploads, distillation on them and 96 from replay, or a share of both: the textbook's step
+    of an EfficientNet needs 20 GB else."""
     generator = torch.Generator().manual_seed(0)
-    images_BCHW = torch.randn(Schedule.step_uploads + Schedule.replay_draw, 3, *pair.size, generator=generator)
-    uploads, replayed = images_BCHW[: Schedule.step_uploads], images_BCHW[Schedule.step_uploads :]
+    uploaded, drawn = round(share * Schedule.step_uploads), round(share * Schedule.replay_draw)
+    images_BCHW = torch.randn(uploaded + drawn, 3, *pair.size, generator=generator)
+    uploads, replayed = images_BCHW[:uploaded], images_BCHW[uploaded:]
     adapters = {name: create_adapter("cema-paper", pair.edge, pair.foundation, way) for name, way in WAYS.items()}
     contestants = {name: _stepper(adapter, uploads, replayed) for name, adapter in adapters.items()}
     for step in contestants.values():

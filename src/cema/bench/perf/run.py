@@ -69,9 +69,9 @@ def _start(sheet: Sheet, present: dict[str, PerfPair], options: PerfOptions) -> 
 
 
 def _cloud(sheet: Sheet, present: dict[str, PerfPair], options: PerfOptions) -> None:
-    targets = {SMALL: 2.5, LARGE: 4.0}  # without bfloat16
+    targets, shares = {SMALL: 2.5, LARGE: 4.0}, {SMALL: 1.0, LARGE: 0.5}  # targets: without bfloat16
     for name, pair in present.items():
-        cloud.adapt_step(sheet, name, pair, targets[name], max(options.rounds // 40, 1))
+        cloud.adapt_step(sheet, name, pair, targets[name], max(options.rounds // 40, 1), shares[name])
 
 
 def _wire(sheet: Sheet, present: dict[str, PerfPair], options: PerfOptions) -> None:
