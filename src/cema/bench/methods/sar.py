@@ -55,7 +55,7 @@ class Sar(DeviceMethod):
         e <- (1 - share) e + share L;  if e < e_0: theta <- source, e and the momentum are forgotten    (recovery)
 
     Where S1 or S2 is empty there is no step, as in Algorithm 1; in the released code the momentum then runs on.
-    Algorithm 1 and the released code keep e after a recovery, which the authors call an oversight (issue 4 of their
+    Algorithm 1 and the released code keep e after a recovery, which the authors call an oversight (in a thread of their
     repository); that code keeps the momentum, too. The answer is that of the first forward.
 
     The authors leave the top of the network alone, by name: ``layer4`` of a ResNet-50 (10 of its 53 norm layers),

@@ -15,7 +15,7 @@ from cema.cloud.adapt import create_adapter
 from cema.cloud.adapt.base import Schedule
 from cema.edge.session import EdgeSession
 from cema.types import NormParameters
-from cema.wire.difference import count_values, encode_difference, source_base, update_base
+from cema.wire.difference import apply_difference, count_values, encode_difference, source_base, update_base
 from cema.wire.image import encode_image
 from cema.wire.messages import Preprocess, UpdateManifest
 from cema.wire.preprocess import fit, normalise
@@ -51,24 +51,31 @@ def updates(sheet: Sheet, pair: PerfPair, dataset: Dataset) -> None:
     pixels_BHWC = np.stack([fit(picture, manifest.preprocess) for picture in seen])
     images_BCHW = torch.from_numpy(normalise(pixels_BHWC, manifest.preprocess))
     plain = 2 * count_values(manifest)
-    sizes: list[int] = []
-    before: bytes | None = None
-    for version, parameters in enumerate(_versions(pair, images_BCHW), 1):
-        data = encode_update(_manifest(pair, version), parameters)
-        base = update_base(before, manifest) if before else None
-        if base is not None:
-            sizes.append(len(encode_difference(data, base) or data))
-        before, last = data, parameters
-    assert before is not None
-    rounded = open_update(before, manifest).parameters
-    exact, heard = (EdgeSession(pair.bundle, values, 1).logits(pixels_BHWC) for values in (last, rounded))
-    mean = float(np.mean(sizes))
+    versions = [
+        (encode_update(_manifest(pair, number), parameters), parameters)
+        for number, parameters in enumerate(_versions(pair, images_BCHW), 1)
+    ]
+    sizes, heard = [], versions[0][0]
+    for data, _ in versions[1:]:
+        base = update_base(heard, manifest)
+        assert base is not None
+        difference = encode_difference(data, base)
+        sizes.append(len(data if difference is None else difference))
+        heard = data if difference is None else apply_difference(difference, base)
+    data, exact = versions[-1]
+    mean, whole = float(np.mean(sizes)), encode_difference(data, source)
     sheet.at_most(f"update to the next version, {pair.edge_name}", "% of float16", 60, 100 * mean / plain,
-                  f"{mean:.0f} B; values in float16 {plain} B, as a file {len(before)} B, from the source "
-                  f"{len(encode_difference(before, source) or b'')} B")  # fmt: skip
-    sheet.at_most(f"change of logits by the encoding, {pair.edge_name}", "x of float16's", 4, 1.0,
-                  f"the difference is exact; float16 itself: {float(np.abs(exact - heard).max()):.2g} of "
-                  f"{float(np.abs(exact).max()):.2g}")  # fmt: skip
+                  f"{mean:.0f} B; values in float16 {plain} B, as a file {len(data)} B, from the source "
+                  f"{len(data if whole is None else whole)} B")  # fmt: skip
+    float16 = {name: value.astype(np.float16).astype(np.float32) for name, value in exact.items()}
+    logits_BK, rounded_BK, heard_BK = (
+        EdgeSession(pair.bundle, values, 1).logits(pixels_BHWC)
+        for values in (exact, float16, open_update(heard, manifest).parameters)
+    )
+    noise, largest = float(np.abs(rounded_BK - logits_BK).max()), float(np.abs(logits_BK).max())
+    sheet.at_most(f"change of logits by what arrives, {pair.edge_name}", "x of float16's", 4,
+                  float(np.abs(heard_BK - logits_BK).max()) / noise,
+                  f"after {len(sizes)} differences; float16's: {noise:.2g} of {largest:.2g}")  # fmt: skip
 
 
 def _versions(pair: PerfPair, images_BCHW: torch.Tensor) -> Iterator[NormParameters]:
