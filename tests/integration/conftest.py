@@ -1,4 +1,4 @@
-"""A cloud that does what a test tells it to: a real HTTP server on a free port."""
+"""A cloud that does what a test tells it to, a real HTTP server on a free port, and a device that hears it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,33 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
+import numpy as np
 import pytest
 
-from cema.wire.messages import BASE_HEADER, SIGNATURE_HEADER, ErrorBody, GroupStatus, SampleBatch, UploadReceipt
+from cema.config import DeviceConfig, OutboxConfig, RuntimeConfig, SelectionConfig, UplinkConfig
+from cema.edge import EdgeAgent
+from cema.types import NormParameters
+from cema.wire import signing
+from cema.wire.bundle import Bundle, encode_bundle
+from cema.wire.messages import (
+    BASE_HEADER,
+    SIGNATURE_HEADER,
+    ErrorBody,
+    GroupStatus,
+    SampleBatch,
+    UpdateManifest,
+    UploadReceipt,
+)
+from cema.wire.update import encode_update
 
+KEY = signing.generate_key()
+IMAGES = list(np.random.default_rng(5).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8))
+QUICK = UplinkConfig(max_latency_s=0.05, heartbeat_s=0.2, backoff_min_s=0.01, backoff_max_s=0.05, poll_wait_s=5.0)
 Answer = tuple[int, dict[str, str], bytes]
 
 
@@ -169,3 +188,62 @@ def scripted_cloud() -> Iterator[ScriptedCloud]:
 def refuse() -> Callable[..., Answer]:
     """Make a refusal: refuse(status, code, headers)."""
     return error
+
+
+class Device:
+    """Makes agents that share one state folder, and updates that are signed for them."""
+
+    key, images = KEY, IMAGES
+
+    def __init__(self, cloud: ScriptedCloud, bundle: Bundle, state: Path) -> None:
+        self.cloud, self.bundle = cloud, bundle
+        self.config = DeviceConfig(
+            url=cloud.url, group="g", device_id="d", token="secret", public_key=signing.public_key(KEY),
+            state_dir=str(state), selection=SelectionConfig(enabled=False), uplink=QUICK,
+            outbox=OutboxConfig(commit_interval_s=0.0), runtime=RuntimeConfig(threads=1),
+        )  # fmt: skip
+        self.agents: list[EdgeAgent] = []
+        self.offer_bundle(bundle)
+
+    def offer_bundle(self, bundle: Bundle) -> None:
+        data = encode_bundle(bundle)
+        self.cloud.fingerprint, self.cloud.bundle = bundle.manifest.fingerprint, (data, signing.sign(data, KEY))
+
+    def start(self, bundle: Bundle | None = None, **changes: Any) -> EdgeAgent:
+        agent = EdgeAgent(msgspec.structs.replace(self.config, **changes), bundle=bundle)
+        self.agents.append(agent)
+        return agent
+
+    def parameters(self, version: int) -> NormParameters:
+        return {name: value + np.float32(version) for name, value in self.bundle.source_parameters().items()}
+
+    def publish(self, version: int, *, key: str = KEY, group: str = "g", rollback_of: int | None = None,
+                parameters: NormParameters | None = None, encoding: str = "float32") -> None:  # fmt: skip
+        manifest = UpdateManifest(
+            group=group, version=version, fingerprint=self.cloud.fingerprint, method="test", created_at_ms=1,
+            rollback_of=rollback_of, encoding=encoding,
+        )  # fmt: skip
+        data = encode_update(manifest, parameters or self.parameters(version))
+        self.cloud.publish(version, data, signing.sign(data, key))
+
+    @staticmethod
+    def version_of(agent: EdgeAgent) -> int:
+        return agent.predict(IMAGES[:1])[0].version
+
+    @staticmethod
+    def eventually(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+        """Wait for something that other threads do and that has no event of its own."""
+        done = threading.Event()
+        for _ in range(int(timeout_s / 0.01)):
+            if condition():
+                return
+            done.wait(0.01)
+        raise AssertionError("did not happen")
+
+
+@pytest.fixture
+def device(scripted_cloud: ScriptedCloud, tiny_bundle: Bundle, tmp_path: Path) -> Iterator[Device]:
+    made = Device(scripted_cloud, tiny_bundle, tmp_path / "state")
+    yield made
+    for agent in made.agents:
+        agent.close()
