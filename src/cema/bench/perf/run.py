@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cema.bench.datasets import load_dataset
-from cema.bench.perf import cloud, edge, ingest, limits, start, wire
+from cema.bench.perf import cloud, edge, ingest, limits, start, swap, wire
 from cema.bench.perf.models import PerfPair, pairs
 from cema.bench.perf.rows import PerfRow, Sheet
 from cema.cloud.memory import keep_freed_memory
@@ -64,6 +64,13 @@ def _edge(sheet: Sheet, present: dict[str, PerfPair], options: PerfOptions) -> N
         edge.swaps(sheet, pair, max(rounds // 10, 2))
 
 
+def _swap(sheet: Sheet, present: dict[str, PerfPair], options: PerfOptions) -> None:
+    pair, turns = present.get(SMALL) or present[LARGE], max(options.rounds // 30, 1)
+    for batch in (1, 16):
+        swap.swapping(sheet, pair, batch, 1, 1.5, turns)
+    swap.swapping(sheet, pair, 1, 2, None, turns)
+
+
 def _start(sheet: Sheet, present: dict[str, PerfPair], options: PerfOptions) -> None:
     start.start(sheet, present.get(LARGE) or present[SMALL])
 
@@ -88,5 +95,6 @@ def _ingest(sheet: Sheet, present: dict[str, PerfPair], options: PerfOptions) ->
 
 
 SECTIONS: dict[str, Callable[[Sheet, dict[str, PerfPair], PerfOptions], None]] = {
-    "limits": _limits, "start": _start, "edge": _edge, "cloud": _cloud, "wire": _wire, "ingest": _ingest,
+    "limits": _limits, "start": _start, "edge": _edge, "swap": _swap, "cloud": _cloud, "wire": _wire,
+    "ingest": _ingest,
 }  # fmt: skip
