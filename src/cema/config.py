@@ -128,7 +128,6 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     drain_s: Seconds = 10.0  # SIGTERM: time for running requests and the running step
     device_requests_per_s: Rate = 100.0  # of one device, in the long run; it is told to wait beyond; 0 = unlimited
     device_upload_bytes_per_s: Rate = 16 * 1024 * 1024  # of one device, likewise; 0 = unlimited
-    shared_caches: bool = False  # true = caches between cloud and fleet may hand out updates, to whoever asks them
 
 
 class AdminConfig(Section, frozen=True, kw_only=True):

@@ -53,7 +53,7 @@ def everything(path: Path) -> dict[str, list[dict[str, object]]]:
     raw = sqlite3.connect(path)
     raw.row_factory = sqlite3.Row
     names = [row["name"] for row in raw.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
-    found = {name: list(map(dict, raw.execute(f"SELECT * FROM {name} ORDER BY 1, 2"))) for name in names}
+    found = {name: list(map(dict, raw.execute(f"SELECT * FROM {name} ORDER BY rowid"))) for name in names}
     raw.close()
     del found["alembic_version"]
     return found

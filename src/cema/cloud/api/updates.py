@@ -8,9 +8,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi import Path as PathParameter
+from starlette.concurrency import run_in_threadpool
 
 from cema.cloud.api.answers import IMMUTABLE, json_answer, not_modified
-from cema.cloud.api.context import Context, ContextOf, Device
+from cema.cloud.api.callers import ContextOf, Device, known_device
+from cema.cloud.api.context import Context
 from cema.cloud.api.schema import answers
 from cema.cloud.store.base import UpdateRow
 from cema.cloud.store.rows import update_as_dict
@@ -36,10 +38,11 @@ router = APIRouter()
 @router.get(
     "/v1/groups/{group}/updates/latest",
     summary="Wait for a version newer than the device's",
-    responses=answers(UPDATE_TYPE, 204, 401, 403, 409, 422),
+    responses=answers(UPDATE_TYPE, 204, 401, 403, 409, 422, 429),
 )
 async def latest(
     group: str,
+    request: Request,
     device: Device,
     context: ContextOf,
     after: After = 0,
@@ -63,12 +66,13 @@ async def latest(
         seen = max(after, newest.version)
         if not await context.watch.wait(group, seen, max(0.0, deadline - time.monotonic())):
             return Response(status_code=204)
+        await run_in_threadpool(known_device, group, request)  # it may have been revoked while it waited
 
 
 @router.get(
     "/v1/groups/{group}/updates/{version}",
     summary="One version, immutable",
-    responses=answers(UPDATE_TYPE, 304, 401, 403, 404, 422),
+    responses=answers(UPDATE_TYPE, 304, 401, 403, 404, 422, 429),
 )
 async def one(
     group: str, version: Version, request: Request, device: Device, context: ContextOf, have: From = None
@@ -82,7 +86,9 @@ async def one(
 
 
 @router.get(
-    "/v1/groups/{group}/updates", summary="Versions, newest first", responses=answers("application/json", 401, 403)
+    "/v1/groups/{group}/updates",
+    summary="Versions, newest first",
+    responses=answers("application/json", 401, 403, 422, 429),
 )
 def listed(
     group: str, device: Device, context: ContextOf, limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 100

@@ -41,6 +41,8 @@ def device_as_dict(row: DeviceRow) -> dict[str, Any]:
         "group": row.group,
         "created": utc_text(row.created_ms),
         "revoked": utc_text(row.revoked_ms),
+        "enrolment_until": utc_text(row.token_expires_ms),
+        "rotate": row.rotate,
         "last_seen": utc_text(row.last_seen_ms),
         "samples_seen": row.samples_seen,
         "dropped": dict(row.dropped),
