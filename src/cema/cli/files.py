@@ -22,7 +22,7 @@ def private_file(out: str) -> Iterator[Path | None]:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except OSError as error:
         raise ConfigError(
-            f"cannot create {path}: {error.strerror}", hint="choose another --out; an existing file is never replaced"
+            f"cannot create {path}: {error.strerror}", hint="choose another name; an existing file is never replaced"
         ) from error
     try:
         yield path

@@ -139,6 +139,8 @@ def _general_name(text: str) -> x509.GeneralName:
     except ValueError:
         pass
     try:
-        return x509.DNSName(text)
-    except ValueError as error:
-        raise ConfigError(f"expected a DNS name in ASCII or an IP address, got {text!r}") from error
+        if text:
+            return x509.DNSName(text)
+    except ValueError:
+        pass
+    raise ConfigError(f"expected a DNS name in ASCII or an IP address, got {text!r}")

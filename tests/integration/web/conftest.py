@@ -37,6 +37,7 @@ class Service:
     server: WebServer
     url: str
     admin_url: str
+    clock_ms: list[int]
     http: urllib3.PoolManager = field(default_factory=lambda: urllib3.PoolManager(maxsize=32, retries=False))
 
     def call(
@@ -146,13 +147,13 @@ def service(tmp_path: Path, server_settings: dict[str, Any]) -> Iterator[Service
 
 @contextmanager
 def served(config: ServeConfig, store: Store, blobs: BlobStore) -> Iterator[Service]:
-    ready = threading.Event()
-    app, listener = create_app(config, store, blobs, clock_ms=lambda: 1234), listen(config.server)
+    ready, clock_ms = threading.Event(), [1234]
+    app, listener = create_app(config, store, blobs, clock_ms=lambda: clock_ms[0]), listen(config.server)
     admin_listener = listen_admin(config, listener)
     admin = AdminServer(create_admin_app(app), config.server, admin_listener)
     server = WebServer(app, config.server, admin=admin, on_ready=ready.set)
     admin_url = url_of(config.server, admin_listener, config.admin.host)
-    made = Service(config, store, blobs, server, url_of(config.server, listener), admin_url)
+    made = Service(config, store, blobs, server, url_of(config.server, listener), admin_url, clock_ms)
     with running(server, listener, ready):
         yield made
     made.http.clear()
