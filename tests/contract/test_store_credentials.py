@@ -118,6 +118,17 @@ def test_a_rotation_needs_a_living_device(store: Store) -> None:
             store.ask_rotation(name)
 
 
+def test_enrolling_and_revoking_is_dated(store: Store) -> None:
+    assert store.devices_changed_ms() == 0
+    store.enrol("cam", "g", "key1", 5)
+    store.enrol("cam2", "g", "key2", 7)
+    assert store.devices_changed_ms() == 7
+    store.revoke("cam", 9)
+    assert store.devices_changed_ms() == 9
+    store.enrol("cam", "g", "key3", 11)
+    assert store.devices_changed_ms() == 11
+
+
 def test_users_come_and_go(store: Store) -> None:
     ann = store.add_user("ann", "operator", "t1", 5)
     assert (ann.name, ann.role, ann.created_ms, ann.revoked_ms) == ("ann", "operator", 5, None)

@@ -162,6 +162,9 @@ class Store(Protocol):
         fine. None if the token is unknown or revoked. Raises EnrolmentError if it is a one-time token that has bought
         another key, ConflictError if somebody else has the key."""
 
+    def devices_changed_ms(self) -> int:
+        """When a device was last enrolled or revoked; 0 = never."""
+
     def ask_rotation(self, device_id: str) -> DeviceRow:
         """Note that a device shall take a new key; forgotten once it has. Revoked ones are not found."""
 

@@ -107,6 +107,11 @@ class MemoryStore:
         return self._credentials.propose(token_sha256, key_sha256)
 
     @_locked
+    def devices_changed_ms(self) -> int:
+        rows = self._credentials.devices.values()
+        return max((max(row.created_ms, row.revoked_ms or 0) for row in rows), default=0)
+
+    @_locked
     def ask_rotation(self, device_id: str) -> DeviceRow:
         return self._credentials.ask_rotation(device_id)
 

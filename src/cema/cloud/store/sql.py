@@ -133,6 +133,10 @@ class SqlStore:
         with self._write() as connection:
             return sql_credentials.propose(connection, token_sha256, key_sha256)
 
+    def devices_changed_ms(self) -> int:
+        with self._read() as connection:
+            return sql_credentials.changed_ms(connection)
+
     def ask_rotation(self, device_id: str) -> DeviceRow:
         with self._write() as connection:
             return sql_credentials.ask_rotation(connection, device_id)

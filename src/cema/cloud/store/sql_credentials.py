@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, func, insert, or_, select, update
 
 from cema.cloud.store.base import DeviceRow, UserRow
 from cema.cloud.store.checks import check_proposal
@@ -83,6 +83,11 @@ def propose(connection: Connection, token_sha256: str, key_sha256: str) -> Devic
         check_proposal(row["device_id"], one_time, bought, _taken(connection, key_sha256))
         _change(connection, row["device_id"], {"next_sha256": key_sha256})
     return _found(connection, row["device_id"])
+
+
+def changed_ms(connection: Connection) -> int:
+    latest = select(func.max(devices.c.created_ms), func.max(devices.c.revoked_ms))
+    return max(time_ms or 0 for time_ms in connection.execute(latest).one())
 
 
 def ask_rotation(connection: Connection, device_id: str) -> DeviceRow:
