@@ -144,6 +144,7 @@ def test_users_are_added_listed_and_revoked(folder: Path) -> None:
     refused: list[tuple[type[CemaError], tuple[str, ...]]] = [
         (ConflictError, ("user", "add", "-c", "cema.toml", "ann", "--role", "reader", "--out", "second.token")),
         (ConfigError, ("user", "add", "-c", "cema.toml", "new", "--role", "reader", "--out", "ron.token")),
+        (ConfigError, ("user", "add", "-c", "cema.toml", "two\nlines", "--role", "reader")),
         (NotFoundError, ("user", "revoke", "-c", "cema.toml", "nobody")),
         (NotFoundError, ("device", "rotate", "-c", "cema.toml", "nobody")),
     ]

@@ -6,12 +6,14 @@ Whoever can run this on the cloud's machine needs no token: the commands for adm
 from __future__ import annotations
 
 import click
+import msgspec
 
 from cema.cli.files import private_file
 from cema.cli.output import emit_json, json_option
 from cema.cli.store import config_option, opened
 from cema.cloud.store.rows import now_ms, user_as_dict
-from cema.config import ServeConfig
+from cema.config import Name, ServeConfig
+from cema.errors import ConfigError
 from cema.wire.tokens import USER_PREFIX, new_token, token_digest
 
 
@@ -28,6 +30,7 @@ def user() -> None:
 @json_option
 def add(config: ServeConfig, name: str, role: str, out: str, as_json: bool) -> None:
     """Make a token: 'Authorization: Bearer TOKEN' at the address for administration. It is shown once."""
+    _check_name(name)
     token = new_token(USER_PREFIX)
     with private_file(out) as file:
         with opened(config) as store:
@@ -38,6 +41,13 @@ def add(config: ServeConfig, name: str, role: str, out: str, as_json: bool) -> N
         emit_json(row | ({"file": out} if file else {"token": token}))
     else:
         click.echo(f"{role} {name}: the token is in {out}" if file else token)
+
+
+def _check_name(name: str) -> None:
+    try:
+        msgspec.convert(name, Name)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"expected a name of letters, digits, '.', '_' and '-', got {name!r}") from error
 
 
 @user.command("list")

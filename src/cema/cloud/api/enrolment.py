@@ -6,6 +6,7 @@ it is used; the same request may be repeated until the answer has arrived.
 
 from __future__ import annotations
 
+import logging
 import re
 
 from fastapi import APIRouter, Request, Response
@@ -15,10 +16,11 @@ from cema.cloud.api.answers import json_answer
 from cema.cloud.api.callers import ContextOf, Enrolling, Presented
 from cema.cloud.api.samples import read_body
 from cema.cloud.api.schema import answers, body_of
-from cema.errors import AuthError, ForbiddenError, MessageError
+from cema.errors import AuthError, EnrolmentError, ForbiddenError, MessageError
 from cema.wire.messages import MSGPACK_TYPE, KeyProposal, KeyReceipt, decode_msgpack
 
 MAX_PROPOSAL_BYTES = 4096
+log = logging.getLogger(__name__)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 router = APIRouter()
@@ -40,6 +42,12 @@ async def propose_key(
         raise ForbiddenError(f"expected a key of device {device.device_id!r}, got {proposal.device_id[:80]!r}")
     if not _SHA256.fullmatch(proposal.key_sha256):
         raise MessageError("expected key_sha256 as 64 hexadecimal digits")
-    if await run_in_threadpool(context.store.propose_key, token_sha256, proposal.key_sha256) is None:
+    try:
+        row = await run_in_threadpool(context.store.propose_key, token_sha256, proposal.key_sha256)
+    except EnrolmentError as error:
+        log.warning("group %s: %s", device.group, error)
+        raise
+    if row is None:
         raise AuthError("this token has just been revoked, or replaced by a newer key", hint="enrol the device anew")
+    log.info("device %s of group %s has handed in a key", row.device_id, row.group)
     return json_answer(KeyReceipt(key_sha256=proposal.key_sha256))
