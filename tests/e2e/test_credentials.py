@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import urllib3
 
-from cema.config import SelectionConfig, load_device
+from cema.config import DeviceConfig, SelectionConfig, load_device
 from cema.edge import EdgeAgent
 from cema.edge.identity import KEY_FILE
 
@@ -87,6 +87,15 @@ def eventually(condition: Callable[[], object]) -> None:
         pause.wait(PAUSE_S)
 
 
+def impatient(path: Path) -> DeviceConfig:
+    """A device that sends everything at once and asks all the time."""
+    config = load_device(path)
+    uplink = msgspec.structs.replace(
+        config.uplink, poll_wait_s=0.2, max_latency_s=0.02, backoff_min_s=0.05, backoff_max_s=0.2
+    )
+    return msgspec.structs.replace(config, uplink=uplink, selection=SelectionConfig(enabled=False))
+
+
 def test_a_devices_life(cloud: Cloud) -> None:
     enrol = ("device", "enrol", "-c", "cema.toml", "--group", "g", "--name", "cam", "--url", cloud.url)
     told = cloud.run(*enrol, "--one-time", "--valid-hours", "1")
@@ -94,11 +103,7 @@ def test_a_devices_life(cloud: Cloud) -> None:
     assert cloud.device()["enrolment_until"] is not None
     assert [f["ok"] for f in cloud.run("doctor", "--device", "device.toml") if f["number"] == "D13"] == [True]
 
-    config = load_device(cloud.folder / "device.toml")
-    uplink = msgspec.structs.replace(
-        config.uplink, poll_wait_s=0.2, max_latency_s=0.02, backoff_min_s=0.05, backoff_max_s=0.2
-    )
-    config = msgspec.structs.replace(config, uplink=uplink, selection=SelectionConfig(enabled=False))
+    config = impatient(cloud.folder / "device.toml")
     with EdgeAgent(config) as agent:
         agent.predict(IMAGES)
         assert agent.settle(LIMIT_S)
