@@ -97,7 +97,7 @@ class Service:
     def start(self) -> None:
         """Returns when it accepts requests."""
         (self.folder / "cema.toml").write_text(
-            f"[server]\nport = {self.port}\npoll_interval_s = 0.02\n"
+            f"[server]\nport = {self.port}\npoll_interval_s = 0.02\n[admin]\nport = 0\n"
             "[worker]\nlease_s = 2\nthreads = 1\npublish_min_interval_s = 0\nidle_interval_s = 0.01\n"
             f"[groups.{GROUP}]\nbundle = 'edge.bundle'\n"
             "edge_model = 'digits-edge'\nfoundation_model = 'digits-foundation'\n"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -22,6 +23,7 @@ Seconds = Annotated[float, Meta(ge=0, le=86_400 * 30)]
 Count = Annotated[int, Meta(ge=1, le=100_000_000)]
 Bytes = Annotated[int, Meta(ge=1, le=1 << 42)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
+Rate = Annotated[float, Meta(ge=0, le=1e12)]
 ImageCoding = Annotated[str, Meta(pattern=rf"^(auto|{IMAGE_CODING})\Z")]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
@@ -68,7 +70,11 @@ class UplinkConfig(Section, frozen=True, kw_only=True):
     backoff_min_s: Annotated[float, Meta(gt=0, le=3600)] = 0.5  # first pause after a failure; doubles with full jitter
     backoff_max_s: Annotated[float, Meta(gt=0, le=86_400)] = 60.0  # longest pause after failures
     max_bytes_per_day: Annotated[int, Meta(ge=0)] = 0  # uplink budget, 0 = unlimited
-    ca_file: str | None = None  # private certificate authority (PEM); relative to this file
+    ca_file: str | None = None  # private certificate authority (PEM), the only one trusted then; relative to this file
+    ca_pem: str | None = None  # the same, written out here; 'cema device enrol' does, if the cloud has server.tls_ca
+    client_certificate: str | None = None  # PEM, for a cloud with server.tls_client_ca; relative to this file
+    client_key: str | None = None  # PEM, of client_certificate; relative to this file
+    allow_plain_http: bool = False  # true = http:// beyond this machine: only where something else encrypts the link
     image_coding: ImageCoding = (
         "auto"  # of uploaded pixels: auto, png, jpeg-85, jpeg-85-444, webp-80; @160: 160 px at most
     )
@@ -89,7 +95,7 @@ class DeviceConfig(Section, frozen=True, kw_only=True):
     url: str  # https://host[:port][/prefix] of the cloud
     group: Name  # whose model this device runs
     device_id: Name  # unique in the cloud
-    token: str | None = None  # or token_file, or the environment variable CEMA_TOKEN
+    token: str | None = None  # a key or a one-time token; or token_file, or the environment variable CEMA_TOKEN
     token_file: str | None = None  # holds the token alone; relative to this file
     public_key: str | None = None  # Ed25519, base64; the cloud's updates and bundles are checked against it
     verify_updates: bool = True  # false accepts unsigned content: only on a trusted link
@@ -112,11 +118,24 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     data_dir: str = "cema-data"  # database, blobs and keys; relative to this file
     tls_certificate: str | None = None  # PEM, relative to this file; with tls_key the service speaks HTTPS itself
     tls_key: str | None = None  # PEM; relative to this file
+    tls_ca: str | None = None  # private authority behind tls_certificate (PEM): enrolled devices trust it alone
+    tls_client_ca: str | None = None  # PEM; devices then also need a certificate that it signed (mutual TLS)
+    behind_tls_proxy: bool = False  # true = plain http beyond this machine: only where a proxy in front speaks TLS
     max_body_bytes: Bytes = 16 * 1024 * 1024  # of an upload; 16 photographs of 1 MB
     max_batch_samples: Count = 256  # samples per upload
     max_poll_wait_s: Seconds = 55.0  # below the 60 s at which proxies cut idle requests
     poll_interval_s: Annotated[float, Meta(gt=0, le=10)] = 0.1  # how often one shared task looks for new versions
     drain_s: Seconds = 10.0  # SIGTERM: time for running requests and the running step
+    device_requests_per_s: Rate = 100.0  # of one device, in the long run; it is told to wait beyond; 0 = unlimited
+    device_upload_bytes_per_s: Rate = 16 * 1024 * 1024  # of one device, likewise; 0 = unlimited
+
+
+class AdminConfig(Section, frozen=True, kw_only=True):
+    """Where operators and readers ask: ``/v1/admin`` and ``/metrics``. Same certificate as the server."""
+
+    listener: Literal["separate", "shared"] = "separate"  # shared = on the devices' address and port
+    host: str = "127.0.0.1"  # address of the separate listener
+    port: Annotated[int, Meta(ge=0, le=65_535)] | None = None  # default: server.port + 1; 0 = any free port
 
 
 class WorkerConfig(Section, frozen=True, kw_only=True):
@@ -156,6 +175,7 @@ class ServeConfig(Section, frozen=True, kw_only=True):
 
     groups: dict[Name, GroupConfig] = {}
     server: ServerConfig = ServerConfig()
+    admin: AdminConfig = AdminConfig()
     worker: WorkerConfig = WorkerConfig()
     retention: RetentionConfig = RetentionConfig()
 
@@ -166,14 +186,15 @@ S = TypeVar("S", bound=Section)
 def load_device(path: str | os.PathLike[str]) -> DeviceConfig:
     """Read ``device.toml``; ``state_dir`` and files are made absolute. Raises ConfigError."""
     config, base = _load(path, DeviceConfig), Path(path)
-    uplink = _anchored(config.uplink, base, ("ca_file",))
+    uplink = _anchored(config.uplink, base, ("ca_file", "client_certificate", "client_key"))
     return _anchored(msgspec.structs.replace(config, uplink=uplink), base, ("state_dir", "token_file"))
 
 
 def load_serve(path: str | os.PathLike[str]) -> ServeConfig:
     """Read ``cema.toml``; paths are made absolute. Raises ConfigError."""
     config, base = _load(path, ServeConfig), Path(path)
-    server = _anchored(config.server, base, ("data_dir", "tls_certificate", "tls_key"))
+    files = ("data_dir", "tls_certificate", "tls_key", "tls_ca", "tls_client_ca")
+    server = _anchored(config.server, base, files)
     groups = {
         name: _anchored(group, base, ("bundle", "edge_weights", "foundation_weights"))
         for name, group in config.groups.items()
@@ -181,7 +202,15 @@ def load_serve(path: str | os.PathLike[str]) -> ServeConfig:
     return msgspec.structs.replace(config, server=server, groups=groups)
 
 
-def device_token(config: DeviceConfig) -> str:
+def is_loopback(host: str) -> bool:
+    """Whether an address never leaves this machine; a name other than localhost is not believed."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def configured_token(config: DeviceConfig) -> str | None:
     """The bearer token: environment (CEMA_TOKEN), else token_file, else the file itself. Raises ConfigError."""
     if os.environ.get("CEMA_TOKEN"):
         return os.environ["CEMA_TOKEN"].strip()
@@ -190,8 +219,14 @@ def device_token(config: DeviceConfig) -> str:
         if not token:
             raise ConfigError(f"expected a token in {config.token_file}, the file is empty")
         return token
-    if config.token:
-        return config.token
+    return config.token
+
+
+def device_token(config: DeviceConfig) -> str:
+    """As ``configured_token``; to have none is a ConfigError, too."""
+    token = configured_token(config)
+    if token:
+        return token
     raise ConfigError(
         "this device has no token", hint="run 'cema device enrol' in the cloud, or set CEMA_TOKEN or token_file"
     )

@@ -6,12 +6,14 @@ came, the hint says what to do, the values travel as attributes so that callers 
 
 CemaError
 ├── ConfigError            a file or an option that cannot be used
+│   └── PlainHttpError     secrets would cross a network unencrypted
 ├── WireError              bytes that are not the protocol
 │   ├── MessageError, ImageError, SizeLimitError
 │   ├── UpdateError        ├── SignatureError, BaseMismatchError, UpdateContentError
 │   └── BundleError
 ├── ExportError            a torch model that cannot become a bundle
 ├── AuthError              ├── ForbiddenError
+│                          └── EnrolmentError
 ├── NotFoundError          a group, a version or a bundle that is not there
 ├── ConflictError          the request contradicts what is stored
 ├── OverloadedError        try later
@@ -55,6 +57,12 @@ class ConfigError(CemaError):
     """A file, an option or a data set that cannot be used."""
 
     code, http_status, exit_code = "config_invalid", 500, 2
+
+
+class PlainHttpError(ConfigError):
+    """Plain http beyond this machine: tokens and pictures would cross the network for everyone to read."""
+
+    code = "plain_http"
 
 
 class WireError(CemaError):
@@ -124,9 +132,15 @@ class AuthError(CemaError):
 
 
 class ForbiddenError(AuthError):
-    """A valid token, but of another group or device."""
+    """A valid token, but of another group, device or role."""
 
     code, http_status = "forbidden", 403
+
+
+class EnrolmentError(AuthError):
+    """A one-time token where a key is needed, or one that another device has used."""
+
+    code, http_status = "enrolment_invalid", 403
 
 
 class NotFoundError(CemaError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from cema.cloud.store.sql_tables import metadata
 from cema.config import ServeConfig, ServerConfig
 from cema.errors import StorageError
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 CLAIM = """
 import sys
 from cema.cloud.store.sql import SqlStore
@@ -44,6 +46,37 @@ def test_migrations_make_exactly_the_tables_of_the_code(tmp_path: Path) -> None:
         assert made.get_pk_constraint(table.name)["constrained_columns"] == [c.name for c in table.primary_key]
         assert len(made.get_foreign_keys(table.name)) == len(table.foreign_keys)
     engine.dispose()
+
+
+def everything(path: Path) -> dict[str, list[dict[str, object]]]:
+    """All rows of all tables but the version of the schema."""
+    raw = sqlite3.connect(path)
+    raw.row_factory = sqlite3.Row
+    names = [row["name"] for row in raw.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
+    found = {name: list(map(dict, raw.execute(f"SELECT * FROM {name} ORDER BY rowid"))) for name in names}
+    raw.close()
+    del found["alembic_version"]
+    return found
+
+
+def test_a_store_of_the_first_schema_is_taken_over_without_loss(tmp_path: Path) -> None:
+    raw = sqlite3.connect(tmp_path / "cema.db")
+    raw.executescript((GOLDEN / "store-0001.sql").read_text())
+    raw.close()
+    before = everything(tmp_path / "cema.db")
+    store = SqlStore.open(url(tmp_path))
+    after = everything(tmp_path / "cema.db")
+    for table, rows in before.items():
+        assert len(after[table]) == len(rows)
+        for row, kept in zip(rows, after[table], strict=True):
+            assert kept.items() >= row.items()
+    device = store.device_by_token(hashlib.sha256(b"token-of-gate-1").hexdigest())
+    assert device is not None
+    assert (device.device_id, device.token_expires_ms, device.rotate) == ("gate-1", None, False)
+    assert store.device_by_token(hashlib.sha256(b"token-of-gate-2").hexdigest()) is None, "revoked stays revoked"
+    assert [sample.image for sample in store.pending("doors", 9)] == [b"image 4", b"image 5"]
+    assert store.users() == []
+    store.close()
 
 
 def test_processes_that_start_at_once_share_one_schema_and_one_lease(tmp_path: Path) -> None:

@@ -189,6 +189,25 @@ def test_a_new_bundle_replaces_model_and_waiting_samples(
     assert device.start(url="http://127.0.0.1:1").status()["version"] == 2
 
 
+def test_in_another_group_nothing_of_the_old_one_is_used_or_sent(device: Any) -> None:
+    agent = device.start()
+    device.publish(1)
+    device.eventually(lambda: device.version_of(agent) == 1)
+    device.cloud.script.extend([(503, {"Retry-After": "60"}, b"")] * 9)
+    agent.predict(device.images)
+    device.eventually(lambda: agent.status()["last_error"])
+    agent.close()
+    waiting = agent.status()["outbox_samples"]
+    assert waiting
+    same = device.start(url="http://127.0.0.1:1")
+    assert same.status()["outbox_samples"] == waiting
+    assert device.version_of(same) == 1
+    same.close()
+    moved = device.start(group="h", url="http://127.0.0.1:1")
+    assert moved.status()["outbox_samples"] == 0
+    assert device.version_of(moved) == 0
+
+
 def test_the_clouds_switch_means_source_parameters_and_no_uploads_also_offline(device: Any) -> None:
     agent = device.start()
     device.publish(1)

@@ -150,11 +150,13 @@ def test_requests_go_through_the_proxy_of_config_or_environment(
     scripted_cloud: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     through = "http://cloud.invalid"  # only a proxy can know this name; the scripted cloud plays it
-    configured = CloudClient(through, "g", "secret", config=UplinkConfig(proxy=scripted_cloud.url))
+    configured = CloudClient(
+        through, "g", "secret", config=UplinkConfig(proxy=scripted_cloud.url, allow_plain_http=True)
+    )
     monkeypatch.setenv("http_proxy", scripted_cloud.url)
-    inherited = CloudClient(through, "g", "secret", config=UplinkConfig())
+    inherited = CloudClient(through, "g", "secret", config=UplinkConfig(allow_plain_http=True))
     monkeypatch.setenv("no_proxy", "cloud.invalid")
-    direct = CloudClient(through, "g", "secret", config=UplinkConfig())
+    direct = CloudClient(through, "g", "secret", config=UplinkConfig(allow_plain_http=True))
     for client in (configured, inherited):
         assert client.status().group == "g"
         client.close()

@@ -24,6 +24,7 @@ DATA_FILES = (
     "cloud/store/migrations/env.py",
     "cloud/store/migrations/script.py.mako",
     "cloud/store/migrations/versions/0001_initial.py",
+    "cloud/store/migrations/versions/0002_credentials.py",
     "demo/report.html.j2",
 )
 

@@ -11,18 +11,32 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import click
 
 from cema.cli.output import emit_json, json_option
-from cema.config import device_token, load_device, load_serve
-from cema.errors import CemaError, ConfigError, DependencyError, StorageError
+from cema.config import load_device, load_serve
+from cema.errors import CemaError, ConfigError, DependencyError, EnrolmentError, StorageError
+from cema.wire.tokens import ENROLMENT_PREFIX
 
+MIN_CERTIFICATE_DAYS = 30
+"""A server certificate that ends sooner is a finding: when it has, the whole fleet is cut off."""
 MIN_FREE_BYTES = 512 * 1024 * 1024
 """Below this a device's outbox (256 MiB by default) or a cloud's database soon meets a full disk."""
-CLOUD_PACKAGES = ("torch", "onnx", "onnxscript", "fastapi", "uvicorn", "sqlalchemy", "alembic", "prometheus_client")
+CLOUD_PACKAGES = (
+    "torch",
+    "onnx",
+    "onnxscript",
+    "fastapi",
+    "uvicorn",
+    "sqlalchemy",
+    "alembic",
+    "prometheus_client",
+    "cryptography",
+)
 _MIN_PYTHON = (3, 11)
 
 
@@ -68,6 +82,7 @@ def _checks(device: Path | None, serve: Path | None) -> Iterator[Check]:
         yield "D20", _cloud_packages
         yield "D21", lambda: _serve(serve)
         yield "D22", lambda: _bundles(serve)
+        yield "D23", lambda: _certificate(serve)
 
 
 def _run(number: str, check: Callable[[], str]) -> Finding:
@@ -101,9 +116,11 @@ def _disk() -> str:
 
 
 def _device(path: Path) -> str:
+    from cema.edge.identity import current_token
+
     config = load_device(path)
-    device_token(config)
-    return f"{path}: device {config.device_id} of group {config.group}"
+    waits = ", its one-time token is not exchanged yet" if current_token(config).startswith(ENROLMENT_PREFIX) else ""
+    return f"{path}: device {config.device_id} of group {config.group}{waits}"
 
 
 def _verification(path: Path) -> str:
@@ -126,11 +143,17 @@ def _state_folder(path: Path) -> str:
 
 def _cloud_answers(path: Path) -> str:
     from cema.edge.client import CloudClient
+    from cema.edge.identity import current_token
 
     config = load_device(path)
-    client = CloudClient(config.url, config.group, device_token(config), config=config.uplink)
+    token = current_token(config)
+    client = CloudClient(config.url, config.group, token, config=config.uplink)
     try:
         status = client.status()
+    except EnrolmentError:
+        if not token.startswith(ENROLMENT_PREFIX):
+            raise
+        return f"{config.url} answers: the agent will exchange the one-time token when it starts"
     finally:
         client.close()
     return f"{config.url} answers: version {status.latest_version}, bundle {status.fingerprint[:12]}"
@@ -158,3 +181,27 @@ def _bundles(path: Path) -> str:
         for name, group in load_serve(path).groups.items()
     ]
     return f"bundles: {', '.join(found)}"
+
+
+def _certificate(path: Path) -> str:
+    from cema.cloud.tls import check_plain_http, tls_options
+
+    config = load_serve(path)
+    server = config.server
+    check_plain_http(server.host, server)
+    if config.admin.listener == "separate":
+        check_plain_http(config.admin.host, server)
+    tls_options(server, for_devices=True)
+    if not server.tls_certificate:
+        return "plain http: this machine alone, or a proxy in front speaks TLS"
+    try:
+        from cema.cloud.certificates import certificate_of
+    except ImportError as error:
+        raise DependencyError(f"cannot read certificates: {error}", hint="pip install 'cema[cloud]'") from error
+    until = certificate_of(Path(server.tls_certificate).read_bytes()).not_valid_after_utc
+    days = (until - datetime.now(UTC)).days
+    if days < MIN_CERTIFICATE_DAYS:
+        raise ConfigError(
+            f"the certificate {server.tls_certificate} ends {until:%Y-%m-%d}", hint="'cema tls renew', then restart"
+        )
+    return f"TLS: the certificate is valid until {until:%Y-%m-%d}"

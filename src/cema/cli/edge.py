@@ -34,6 +34,7 @@ def edge() -> None:
 @click.option("--token-file", type=click.Path(dir_okay=False), help="File with the token (or CEMA_TOKEN).")
 @click.option("--public-key-file", type=click.Path(dir_okay=False), help="File with the cloud's public key.")
 @click.option("--insecure", is_flag=True, help="Accept unsigned updates: only on a trusted link.")
+@click.option("--allow-plain-http", is_flag=True, help="Accept http:// beyond this machine: only on an encrypted link.")
 @click.option("--images", required=True, help="Folder of images, or - for file names on standard input.")
 @click.option("--state", type=click.Path(file_okay=False), help="State folder.")
 @click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True, help="Images per prediction.")
@@ -42,12 +43,14 @@ def edge() -> None:
 @json_option
 def run(
     device: str | None, cloud: str | None, group: str | None, device_id: str | None, token_file: str | None,
-    public_key_file: str | None, insecure: bool, images: str, state: str | None, batch: int, settle_s: float,
-    as_json: bool,
+    public_key_file: str | None, insecure: bool, allow_plain_http: bool, images: str, state: str | None, batch: int,
+    settle_s: float, as_json: bool,
 ) -> None:  # fmt: skip
     """Predict images; one line of JSON for each."""
     given = (cloud, group, device_id, token_file, public_key_file, insecure)
     config = load_device(device) if device else _config(*given)
+    if allow_plain_http:
+        config = msgspec.structs.replace(config, uplink=msgspec.structs.replace(config.uplink, allow_plain_http=True))
     if state:
         config = msgspec.structs.replace(config, state_dir=state)
     previous = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGINT)}

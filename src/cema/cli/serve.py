@@ -15,7 +15,7 @@ from types import FrameType
 import click
 
 from cema.cli.output import emit_json, json_option
-from cema.cloud.app import WebServer, create_app, listen, url_of
+from cema.cloud.app import AdminServer, WebServer, create_admin_app, create_app, listen, listen_admin, url_of
 from cema.cloud.parent import exit_with_parent
 from cema.cloud.registry import register_groups
 from cema.cloud.store import open_store
@@ -42,7 +42,8 @@ def _run(config: ServeConfig, path: str, as_json: bool) -> None:
 
     def announce() -> None:
         supervisor.start()
-        _announce(url_of(config.server, listener), list(config.groups), as_json)
+        admin_url = url_of(config.server, admin_listener, config.admin.host) if admin_listener else url
+        _announce(url, admin_url, list(config.groups), as_json)
 
     def drain() -> None:
         deadline[0] = time.monotonic() + config.server.drain_s
@@ -51,7 +52,10 @@ def _run(config: ServeConfig, path: str, as_json: bool) -> None:
     try:
         register_groups(config, store, blobs, now_ms())
         listener = listen(config.server)
-        server = WebServer(create_app(config, store, blobs), config.server, on_ready=announce, on_drain=drain)
+        url, app = url_of(config.server, listener), create_app(config, store, blobs)
+        admin_listener = listen_admin(config, listener) if config.admin.listener == "separate" else None
+        admin = AdminServer(create_admin_app(app), config.server, admin_listener) if admin_listener else None
+        server = WebServer(app, config.server, admin=admin, on_ready=announce, on_drain=drain)
         _stop_on_signals(server)
         server.run(sockets=[listener])
     finally:
@@ -70,9 +74,9 @@ def _stop_on_signals(server: WebServer) -> None:
         signal.signal(number, stop)
 
 
-def _announce(url: str, groups: list[str], as_json: bool) -> None:
+def _announce(url: str, admin_url: str, groups: list[str], as_json: bool) -> None:
     if as_json:
-        emit_json({"url": url, "groups": groups})
+        emit_json({"url": url, "admin_url": admin_url, "groups": groups})
     else:
-        click.echo(f"cema serving {len(groups)} groups on {url}")
+        click.echo(f"cema serving {len(groups)} groups on {url}, administration on {admin_url}")
     sys.stdout.flush()

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from cema.bench.corruptions import corrupt
 from cema.bench.datasets import Dataset, load_dataset
 from cema.cloud.parent import exit_with_parent
-from cema.config import device_token, load_device
+from cema.config import load_device
 from cema.demo.scenario import CLEAN, TICK_IMAGES, corruption_steps
 from cema.edge.agent import EdgeAgent
 from cema.edge.client import CloudClient
+from cema.edge.identity import current_token
 from cema.edge.session import EdgeSession
 from cema.errors import CemaError
 from cema.types import Uint8Array
@@ -108,7 +109,7 @@ def run(plan: EdgePlan, emit: Callable[[EdgeEvent], None], stop: threading.Event
     dataset = load_dataset(plan.dataset, Path(plan.data) if plan.data else None)
     bundle, config = load_bundle(plan.bundle), load_device(plan.device)
     shadow = EdgeSession(bundle, bundle.source_parameters(), 0, threads=1)
-    client = CloudClient(config.url, config.group, device_token(config), config=config.uplink)
+    client = CloudClient(config.url, config.group, current_token(config), config=config.uplink)
     started, seen = time.monotonic(), 0
     with EdgeAgent(config, bundle=bundle) as agent:
         pace = Pace(client, agent, stop)

@@ -19,9 +19,10 @@ from typing import Self
 
 import numpy as np
 
-from cema.config import DeviceConfig, SelectionConfig, device_token, load_device
+from cema.config import DeviceConfig, SelectionConfig, load_device
 from cema.edge.client import CloudClient
 from cema.edge.counters import EdgeCounters
+from cema.edge.identity import Identity
 from cema.edge.outbox import Outbox
 from cema.edge.selection import BoolArray, SampleSelector, Selector
 from cema.edge.session import Answers, EdgeSession
@@ -163,6 +164,7 @@ class EdgeAgent:
 
     def _start(self, given: Bundle | None, key: str | None) -> None:
         config = self._config
+        self._leave_other_group()
         client = self._client() if config.runtime.adaptation == "on" else None
         bundle = given or self._stored_bundle(key) or self._fetched_bundle(client or self._client(), key)
         self._updater = Updater(bundle, config, self._folder, self.counters)
@@ -174,9 +176,16 @@ class EdgeAgent:
         self._renew_selector(self._updater.session)
         self._uplink.start()
 
+    def _leave_other_group(self) -> None:
+        """Samples of the group that this device was in before are dropped: they are not for this one."""
+        if self._folder.group not in (None, self._config.group):
+            Outbox(self._folder.path / OUTBOX_FILE, self._config.outbox, fingerprint="").close()
+        self._folder.set_group(self._config.group)
+
     def _client(self) -> CloudClient:
         config = self._config
-        return CloudClient(config.url, config.group, device_token(config), config=config.uplink, counters=self.counters)
+        identity = Identity(config, self._folder)
+        return CloudClient(config.url, config.group, identity, config=config.uplink, counters=self.counters)
 
     def _stored_bundle(self, key: str | None) -> Bundle | None:
         stored = self._folder.bundle()

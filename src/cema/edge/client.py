@@ -1,4 +1,4 @@
-"""The cloud as a device sees it: four requests over plain HTTPS (docs/protocol.md), one attempt each.
+"""The cloud as a device sees it: five requests over plain HTTPS (docs/protocol.md), one attempt each.
 
 Every failure becomes one of our errors; whoever calls decides about the next attempt (uplink.py). Answers are read
 with a size limit, redirects are not followed (they would carry the token elsewhere), and ``close`` ends a request
@@ -15,19 +15,22 @@ import urllib3
 from urllib3.exceptions import HTTPError, InvalidHeader
 from urllib3.response import BaseHTTPResponse
 
-from cema.config import UplinkConfig
+from cema.config import UplinkConfig, is_loopback
 from cema.edge.connections import Connections
 from cema.edge.counters import EdgeCounters
+from cema.edge.identity import FixedIdentity, Identity
 from cema.errors import (
     AuthError,
     BaseMismatchError,
     CemaError,
     ConfigError,
     ConflictError,
+    EnrolmentError,
     ForbiddenError,
     MessageError,
     NotFoundError,
     OverloadedError,
+    PlainHttpError,
     SizeLimitError,
     TransportError,
 )
@@ -38,6 +41,8 @@ from cema.wire.messages import (
     SIGNATURE_HEADER,
     ErrorBody,
     GroupStatus,
+    KeyProposal,
+    KeyReceipt,
     Message,
     SampleBatch,
     UploadReceipt,
@@ -77,21 +82,29 @@ class CloudClient:
 
     Parameters
     ----------
-    url: http(s)://host[:port][/prefix] of the cloud. token: the device's. counters: told the bytes of all bodies.
+    url: http(s)://host[:port][/prefix] of the cloud; http only on this machine, unless the configuration allows it.
+    token: the device's, or its identity, which comes by a key. counters: told the bytes of all bodies.
 
-    All requests raise TransportError (no or an unusable answer), AuthError, ForbiddenError, NotFoundError,
-    OverloadedError (``values["retry_after_s"]``), ConflictError; MessageError and SizeLimitError only when the cloud
-    refuses what was sent.
+    Raises ConfigError for an address or a certificate that cannot be used, PlainHttpError. All requests raise
+    TransportError (no or an unusable answer), AuthError, ForbiddenError, EnrolmentError, NotFoundError, OverloadedError
+    (``values["retry_after_s"]``), ConflictError; MessageError and SizeLimitError only when the cloud refuses what was
+    sent.
     """
 
     def __init__(
-        self, url: str, group: str, token: str, *, config: UplinkConfig, counters: EdgeCounters | None = None
+        self, url: str, group: str, token: str | Identity, *, config: UplinkConfig, counters: EdgeCounters | None = None
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"expected the cloud's address as https://host[:port], got {url!r}")
         self._base = f"{url.rstrip('/')}/v1/groups/{quote(group, safe='')}"
-        self._headers = {"Authorization": f"Bearer {token}", "User-Agent": _USER_AGENT}
+        if parts.scheme == "http" and not (config.allow_plain_http or is_loopback(parts.hostname)):
+            raise PlainHttpError(
+                f"expected https, got {url!r}: the token and the pictures would cross the network unencrypted",
+                hint="give the cloud a certificate ('cema tls init'), or set uplink.allow_plain_http = true "
+                "where something else encrypts the link",
+            )
+        self._identity = FixedIdentity(token) if isinstance(token, str) else token
         self._config = config
         self._counters = counters or EdgeCounters()
         self._connections = Connections(url, config)
@@ -135,15 +148,39 @@ class CloudClient:
             raise TransportError(f"expected a version as {BASE_HEADER}, got {base[:_VERSION_DIGITS]!r}")
         return Fetched(body, headers.get(SIGNATURE_HEADER, ""), None if base is None else int(base))
 
+    def rotate_key(self) -> None:
+        """Take a new key: ``POST .../key``. The old one is valid until the new one is used."""
+        self._identity.rotate(self._propose)
+
     def close(self) -> None:
         """End running requests (they raise TransportError) and close all connections."""
         self._connections.shut_down()
 
+    def _propose(self, token: str, proposal: KeyProposal) -> None:
+        _, body, _ = self._send(token, "POST", "/key", body=encode_msgpack(proposal), limit_bytes=MAX_ANSWER_BYTES)
+        if _answer(body, KeyReceipt).key_sha256 != proposal.key_sha256:
+            raise TransportError("expected the hash of the new key back, got another one")
+
     def _request(
         self, method: str, path: str, *, limit_bytes: int, body: bytes | None = None, wait_s: float = 0.0
     ) -> tuple[int, bytes, Mapping[str, str]]:
+        token = self._identity.token(self._propose)
+        try:
+            return self._send(token, method, path, limit_bytes=limit_bytes, body=body, wait_s=wait_s)
+        except AuthError:
+            renewed = self._identity.token(self._propose)
+            if renewed == token:
+                raise
+        # the other thread has just taken a new key into use
+        return self._send(renewed, method, path, limit_bytes=limit_bytes, body=body, wait_s=wait_s)
+
+    def _send(
+        self, token: str, method: str, path: str, *, limit_bytes: int, body: bytes | None = None, wait_s: float = 0.0
+    ) -> tuple[int, bytes, Mapping[str, str]]:
         timeout = urllib3.Timeout(connect=self._config.connect_timeout_s, read=wait_s + self._config.read_timeout_s)
-        headers = self._headers | ({"Content-Type": MSGPACK_TYPE} if body is not None else {})
+        headers = {"Authorization": f"Bearer {token}", "User-Agent": _USER_AGENT}
+        if body is not None:
+            headers["Content-Type"] = MSGPACK_TYPE
         try:
             response = self._connections.pools.request(
                 method, self._base + path, body=body, headers=headers, timeout=timeout,
@@ -190,8 +227,9 @@ def _refusal(response: BaseHTTPResponse, content: bytes) -> CemaError:
     if status in (429, 503):
         pause_s = _retry_after_s(response.headers.get("Retry-After"))
         return OverloadedError(shown.message, hint=shown.hint, retry_after_s=pause_s)
-    if shown.code == BaseMismatchError.code:
-        return BaseMismatchError(shown.message, hint=shown.hint)
+    for said in (BaseMismatchError, EnrolmentError):
+        if shown.code == said.code:
+            return said(shown.message, hint=shown.hint)
     # a 400 that does not speak our language comes from something in between and says nothing about the content
     kind = MessageError if status == 400 and body else _ERRORS.get(status, TransportError)
     return kind(shown.message, hint=shown.hint or _HINTS.get(kind, ""), status=status)

@@ -1,4 +1,4 @@
-"""Connections that can be ended from another thread, and the way to them: private CA, proxy of the environment.
+"""Connections that can be ended from another thread, and the way to them: certificates, proxy of the environment.
 
 urllib3 closes idle connections only; a device that shuts down cannot wait for the end of a long poll.
 """
@@ -6,6 +6,7 @@ urllib3 closes idle connections only; a device that shuts down cannot wait for t
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from contextlib import suppress
 from typing import Any
@@ -15,7 +16,8 @@ from urllib.request import getproxies, proxy_bypass
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from cema.config import UplinkConfig
+from cema.config import UplinkConfig, is_loopback
+from cema.errors import ConfigError
 
 
 class Connections:
@@ -76,12 +78,30 @@ def _pool_class(base: type[Any], connection: type[Any]) -> type[Any]:
     return type(base.__name__, (base,), {"ConnectionCls": connection})
 
 
+def _tls_options(config: UplinkConfig) -> dict[str, Any]:
+    """The device's authority replaces the public ones: nobody else's certificate is accepted then."""
+    given = {
+        "ca_certs": config.ca_file, "ca_cert_data": config.ca_pem,
+        "cert_file": config.client_certificate, "key_file": config.client_key,
+    }  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if config.ca_file or config.ca_pem:
+            context.load_verify_locations(config.ca_file, cadata=config.ca_pem)
+        if config.client_certificate:
+            context.load_cert_chain(config.client_certificate, config.client_key, password=lambda: "")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"expected usable certificates in [uplink], got {error}",
+            hint="ca_file, ca_pem, client_certificate and client_key are PEM; keys without a password",
+        ) from error
+    return {name: value for name, value in given.items() if value}
+
+
 def _pool_manager(url: str, config: UplinkConfig) -> urllib3.PoolManager:
     parts = urlsplit(url)
-    options: dict[str, Any] = {"maxsize": 2, "retries": False}
-    if config.ca_file:
-        options["ca_certs"] = config.ca_file
+    options: dict[str, Any] = {"maxsize": 2, "retries": False} | _tls_options(config)
     proxy = config.proxy
-    if proxy is None and not proxy_bypass(parts.netloc):
+    if proxy is None and not proxy_bypass(parts.netloc) and not is_loopback(parts.hostname or ""):
         proxy = getproxies().get(parts.scheme)
     return urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)

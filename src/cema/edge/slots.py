@@ -5,6 +5,7 @@
       pointer.json      which bundle, and which update lies in which slot: names, versions, sha256. The only truth
       bundle-<sha256>   the bundle, with bundle-<sha256>.sig
       slot-a, slot-b    two updates (safetensors), each with .sig: the last good one and the one before
+      key.json          the device's own key, once it has one (identity.py); only its owner may read it
       outbox.db         samples that wait for the network (outbox.py)
       status.json       what the agent reports about itself; nobody reads it back
 
@@ -41,12 +42,16 @@ class SlotEntry(msgspec.Struct, frozen=True):
 
 
 class Pointer(msgspec.Struct, frozen=True):
-    """``pointer.json``. bundle: sha256 of the bundle's bytes. adaptation: the cloud's last word (kill switch)."""
+    """``pointer.json``. bundle: sha256 of the bundle's bytes. adaptation: the cloud's last word (kill switch).
+
+    group: whose device this was last, None in files of before.
+    """
 
     bundle: str | None = None
     active: Literal["a", "b"] | None = None
     slots: dict[str, SlotEntry] = {}
     adaptation: Adaptation = "on"
+    group: str | None = None
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -88,6 +93,15 @@ class StateFolder:
         if adaptation != self._pointer.adaptation:
             self._point(msgspec.structs.replace(self._pointer, adaptation=adaptation))
 
+    @property
+    def group(self) -> str | None:
+        """The group that the device last belonged to, None if it is not known."""
+        return self._pointer.group
+
+    def set_group(self, group: str) -> None:
+        if group != self._pointer.group:
+            self._point(msgspec.structs.replace(self._pointer, group=group))
+
     def bundle(self) -> Stored | None:
         """The stored bundle, None if there is none or it is damaged."""
         sha256 = self._pointer.bundle
@@ -123,6 +137,10 @@ class StateFolder:
         """Replace ``status.json``: readers see the old or the new one, never half of one."""
         self._replace(STATUS_FILE, msgspec.json.format(msgspec.json.encode(status)), durable=False)
 
+    def write_private(self, name: str, data: bytes) -> None:
+        """Replace a file that only its owner may read."""
+        self._replace(name, data, mode=0o600)
+
     def close(self) -> None:
         """Release the folder for other agents."""
         if self._lock >= 0:
@@ -152,10 +170,11 @@ class StateFolder:
         self._replace(f"{name}.sig", signature.encode())
         self._replace(name, data)
 
-    def _replace(self, name: str, data: bytes, *, durable: bool = True) -> None:
+    def _replace(self, name: str, data: bytes, *, durable: bool = True, mode: int = 0o666) -> None:
         beside = self.path / f"{name}.tmp"
         try:
-            with open(beside, "wb") as file:
+            beside.unlink(missing_ok=True)  # what a power cut left behind has the mode of another time
+            with open(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as file:
                 file.write(data)
                 file.flush()
                 if durable:

@@ -152,6 +152,8 @@ class Updater:
         for stored in self._folder.updates(self.fingerprint):
             try:
                 update = open_update(stored.data, self._bundle.manifest, signature=stored.signature, key=self._key)
+                if update.manifest.group != self._config.group:  # the device was enrolled anew, in another one
+                    continue
                 session = self._build(self._bundle, update.parameters, update.manifest.version)
             except CemaError as error:
                 self._counters.failed(error)

@@ -23,7 +23,7 @@ from cema.edge.updater import Updater
 from cema.edge.worker import Backoff, Worker
 from cema.edge.writer import Captured, Writer
 from cema.errors import BaseMismatchError
-from cema.wire.messages import BOOT_ID_BYTES
+from cema.wire.messages import BOOT_ID_BYTES, GroupStatus
 
 CLOSE_TIMEOUT_S = 5.0
 """For each thread; one that hangs in the operating system (connect, DNS) is left behind, it is a daemon."""
@@ -40,9 +40,14 @@ class Poller:
         self._switch, self._pause = switch, pause
 
     def step(self) -> None:
-        """One round: kill switch, bundle, update. Raises what client and updater raise."""
-        started_s = time.monotonic()
+        """One round: kill switch, bundle, update, new key. Raises what client and updater raise."""
         status = self._client.status()
+        self._follow(status)
+        if status.rotate_key is True:  # last: a key that cannot be had now keeps no update back
+            self._client.rotate_key()
+
+    def _follow(self, status: GroupStatus) -> None:
+        started_s = time.monotonic()
         self._updater.set_adaptation(status.adaptation)
         self._switch()
         if status.adaptation == "off":

@@ -105,6 +105,7 @@ class GroupStatus(Message, frozen=True, kw_only=True):
     """Answer of ``GET /v1/groups/{group}``: what a device needs to know before it starts.
 
     samples_seen: images predicted by the whole group. ticks_done: how far the cloud has come with them (64 a tick).
+    rotate_key: the device shall take a new key; UNSET, and not written, for no.
     """
 
     group: str
@@ -114,6 +115,20 @@ class GroupStatus(Message, frozen=True, kw_only=True):
     server_time_ms: int
     samples_seen: int = 0
     ticks_done: int = 0
+    rotate_key: bool | msgspec.UnsetType = msgspec.UNSET
+
+
+class KeyProposal(Message, frozen=True, kw_only=True):
+    """Body of ``POST /v1/groups/{group}/key``: the key that the device has made, as its sha256 (hexadecimal)."""
+
+    device_id: str
+    key_sha256: str
+
+
+class KeyReceipt(Message, frozen=True, kw_only=True):
+    """Answer to a ``KeyProposal``, the same hash: from now on the key is good, and the old one until it is used."""
+
+    key_sha256: str
 
 
 class ErrorBody(Message, frozen=True, kw_only=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import pytest
 import urllib3
 from prometheus_client.parser import text_string_to_metric_families
 
-from cema.cloud.app import WebServer, create_app, listen, url_of
+from cema.cloud.app import AdminServer, WebServer, create_admin_app, create_app, listen, listen_admin, url_of
 from cema.cloud.keys import signing_key
 from cema.cloud.store import open_store
 from cema.cloud.store.base import BlobStore, NewUpdate, StepCommit, Store
@@ -25,6 +24,7 @@ from cema.config import ServeConfig, ServerConfig
 from cema.wire import signing
 from cema.wire.image import encode_image
 from cema.wire.messages import MSGPACK_TYPE, Sample, SampleBatch, encode_msgpack
+from cema.wire.tokens import token_digest
 
 PICTURE = encode_image(np.zeros((4, 4, 3), np.uint8), "png")
 
@@ -36,15 +36,27 @@ class Service:
     blobs: BlobStore
     server: WebServer
     url: str
+    admin_url: str
+    clock_ms: list[int]
     http: urllib3.PoolManager = field(default_factory=lambda: urllib3.PoolManager(maxsize=32, retries=False))
 
     def call(
         self, path: str, method: str = "GET", *, token: str | None = "secret-of-cam", body: Any = None, **headers: str
     ) -> urllib3.BaseHTTPResponse:
+        return self._ask(self.url, path, method, token, body, headers)
+
+    def administer(
+        self, path: str, method: str = "GET", *, token: str | None = "secret-of-ann", body: Any = None, **headers: str
+    ) -> urllib3.BaseHTTPResponse:
+        return self._ask(self.admin_url, path, method, token, body, headers)
+
+    def _ask(
+        self, url: str, path: str, method: str, token: str | None, body: Any, headers: dict[str, str]
+    ) -> urllib3.BaseHTTPResponse:
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         if token is not None:
             sent["Authorization"] = f"Bearer {token}"
-        return self.http.request(method, self.url + path, headers=sent, body=body, timeout=30)
+        return self.http.request(method, url + path, headers=sent, body=body, timeout=30)
 
     def upload(self, batch: SampleBatch, **options: Any) -> urllib3.BaseHTTPResponse:
         body = encode_msgpack(batch)
@@ -65,7 +77,7 @@ class Service:
 
     def metrics(self) -> dict[str, float]:
         """Values by ``name,label=value,...``."""
-        text = self.call("/metrics", token=None).data.decode()
+        text = self.administer("/metrics", token="secret-of-ron").data.decode()
         return {
             ",".join((s.name, *(f"{k}={v}" for k, v in sorted(s.labels.items())))): s.value
             for family in text_string_to_metric_families(text)
@@ -110,20 +122,38 @@ def running(server: WebServer, listener: socket.socket, ready: threading.Event) 
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
+def server_settings() -> dict[str, Any]:
+    """Of the server's configuration; tests override it."""
+    return {}
+
+
+@pytest.fixture
+def service(tmp_path: Path, server_settings: dict[str, Any]) -> Iterator[Service]:
+    """Groups g and other, device cam of g, operator ann, reader ron."""
     settings = ServerConfig(
         port=0, data_dir=str(tmp_path), max_body_bytes=100_000, max_batch_samples=4, poll_interval_s=0.01
     )
-    config = ServeConfig(server=settings)
+    config = ServeConfig(server=msgspec.structs.replace(settings, **server_settings))
     store, blobs = open_store(config)
     store.put_group("g", "f1", blobs.put(b"bundle bytes " * 100_000), "on", 1)
     store.put_group("other", "f1", blobs.put(b"bundle bytes " * 100_000), "on", 1)
-    store.enrol("cam", "g", hashlib.sha256(b"secret-of-cam").hexdigest(), 1)
-    ready = threading.Event()
-    server = WebServer(create_app(config, store, blobs, clock_ms=lambda: 1234), settings, on_ready=ready.set)
-    listener = listen(settings)
-    made = Service(config, store, blobs, server, url_of(settings, listener))
+    store.enrol("cam", "g", token_digest("secret-of-cam"), 1)
+    store.add_user("ann", "operator", token_digest("secret-of-ann"), 1)
+    store.add_user("ron", "reader", token_digest("secret-of-ron"), 1)
+    with served(config, store, blobs) as made:
+        yield made
+    store.close()
+
+
+@contextmanager
+def served(config: ServeConfig, store: Store, blobs: BlobStore) -> Iterator[Service]:
+    ready, clock_ms = threading.Event(), [1234]
+    app, listener = create_app(config, store, blobs, clock_ms=lambda: clock_ms[0]), listen(config.server)
+    admin_listener = listen_admin(config, listener)
+    admin = AdminServer(create_admin_app(app), config.server, admin_listener)
+    server = WebServer(app, config.server, admin=admin, on_ready=ready.set)
+    admin_url = url_of(config.server, admin_listener, config.admin.host)
+    made = Service(config, store, blobs, server, url_of(config.server, listener), admin_url, clock_ms)
     with running(server, listener, ready):
         yield made
     made.http.clear()
-    store.close()

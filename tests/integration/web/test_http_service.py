@@ -68,7 +68,7 @@ def test_a_version_is_immutable_and_cacheable(service: Any) -> None:
     response = service.call("/v1/groups/g/updates/1")
     etag = f'"{hashlib.sha256(b"content 1").hexdigest()}"'
     assert response.data == b"content 1"
-    assert response.headers["cache-control"] == "public, max-age=31536000, immutable"
+    assert response.headers["cache-control"] == "public, max-age=31536000, s-maxage=0, immutable"
     assert (response.headers["etag"], response.headers["cema-update-version"]) == (etag, "1")
     signing.verify(response.data, response.headers["cema-signature"], signing.public_key(signing_key(service.config)))
     assert service.call("/v1/groups/g/updates/1", If_None_Match=etag).status == 304

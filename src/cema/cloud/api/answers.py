@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from http import HTTPStatus
 
 import msgspec
@@ -14,8 +15,9 @@ from cema.errors import CemaError, MessageError, NotFoundError
 from cema.wire.messages import ErrorBody
 
 log = logging.getLogger(__name__)
-IMMUTABLE = "public, max-age=31536000, immutable"
-"""A version never changes: caches between cloud and fleet may keep it for a year (RFC 8246)."""
+IMMUTABLE = "public, max-age=31536000, s-maxage=0, immutable"
+"""A version never changes: the client may keep it for a year (RFC 8246). So may caches between cloud and fleet, but
+they have to ask the cloud each time (s-maxage, RFC 9111): it looks at the token and answers without the bytes."""
 
 
 def json_answer(value: object, status: int = 200) -> Response:
@@ -49,6 +51,9 @@ async def _cema_error(request: Request, error: Exception) -> Response:
     headers = {"WWW-Authenticate": "Bearer"} if error.http_status == HTTPStatus.UNAUTHORIZED else {}
     if error.http_status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         headers["Connection"] = "close"  # the rest of the body will not be read
+    pause_s = error.values.get("retry_after_s")
+    if isinstance(pause_s, int | float):
+        headers["Retry-After"] = str(max(1, math.ceil(pause_s)))
     return _answer(
         request, error.http_status, ErrorBody(code=error.code, message=error.message, hint=error.hint), headers
     )

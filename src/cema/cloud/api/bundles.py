@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from cema.cloud.api.answers import not_modified
-from cema.cloud.api.context import ContextOf, Device
+from cema.cloud.api.callers import ContextOf, Device
 from cema.cloud.api.schema import answers
 from cema.wire.messages import BUNDLE_TYPE, FINGERPRINT_HEADER, SIGNATURE_HEADER
 
@@ -21,7 +21,7 @@ router = APIRouter()
 @router.get(
     "/v1/groups/{group}/bundle",
     summary="The group's bundle",
-    responses=answers(BUNDLE_TYPE, 304, 401, 403, 404),
+    responses=answers(BUNDLE_TYPE, 304, 401, 403, 404, 429),
 )
 def bundle(group: str, request: Request, device: Device, context: ContextOf) -> Response:
     """The zip with graph, norm tensors and manifest; its fingerprint is the ETag."""

@@ -1,25 +1,23 @@
-"""What every request needs: configuration, store, blobs, clock, key; and who is asking.
+"""What every request needs: configuration, store, blobs, clock, key, and what devices may still ask for.
 
 One ``Context`` per application, handed to the routes as a dependency.
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Request
 
+from cema.cloud.api.allowance import Allowance
 from cema.cloud.api.differences import Differences
 from cema.cloud.api.metrics import Metrics
 from cema.cloud.api.newest import NewestUpdates
 from cema.cloud.api.watch import VersionWatch
-from cema.cloud.store.base import BlobStore, DeviceRow, GroupRow, Store
+from cema.cloud.store.base import BlobStore, GroupRow, Store
 from cema.config import ServeConfig
-from cema.errors import AuthError, ForbiddenError
 from cema.wire import signing
 
 
@@ -34,7 +32,10 @@ class SignedContent:
 
 @dataclass
 class Context:
-    """The web process's parts. clock_ms: Unix milliseconds. key: the private signing key, base64."""
+    """The web process's parts. clock_ms: Unix milliseconds. key: the private signing key, base64.
+
+    requests, upload_bytes: what each device may still ask for.
+    """
 
     config: ServeConfig
     store: Store
@@ -45,6 +46,8 @@ class Context:
     newest: NewestUpdates
     differences: Differences
     metrics: Metrics
+    requests: Allowance
+    upload_bytes: Allowance
     _bundles: dict[str, SignedContent] = field(default_factory=dict)
     _bundle_lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -63,26 +66,3 @@ def get_context(request: Request) -> Context:
     context = request.app.state.context
     assert isinstance(context, Context)
     return context
-
-
-def authenticated(group: str, request: Request) -> DeviceRow:
-    """The device behind the bearer token, if it belongs to ``group``. Raises AuthError, ForbiddenError."""
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
-        raise AuthError(
-            "expected the header 'Authorization: Bearer <token>'", hint="'cema device enrol' makes a device's token"
-        )
-    digest = hashlib.sha256(token.strip().encode()).hexdigest()
-    device = get_context(request).store.device_by_token(digest)
-    if device is None:
-        raise AuthError("this token is not known, or was revoked", hint="enrol the device ('cema device enrol')")
-    if device.group != group:
-        raise ForbiddenError(
-            f"device {device.device_id!r} belongs to group {device.group!r}, not to {group!r}",
-            hint="check 'group' in device.toml",
-        )
-    return device
-
-
-ContextOf = Annotated[Context, Depends(get_context)]
-Device = Annotated[DeviceRow, Depends(authenticated)]

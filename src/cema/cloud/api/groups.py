@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
+from msgspec import UNSET
 
 from cema.cloud.api.answers import json_answer
-from cema.cloud.api.context import ContextOf, Device
+from cema.cloud.api.callers import ContextOf, Device
 from cema.cloud.api.schema import answers
 from cema.wire.messages import GroupStatus
 
@@ -13,10 +14,12 @@ router = APIRouter()
 
 
 @router.get(
-    "/v1/groups/{group}", summary="Bundle, version and kill switch", responses=answers(GroupStatus, 401, 403, 404)
+    "/v1/groups/{group}",
+    summary="Bundle, version and kill switch",
+    responses=answers(GroupStatus, 401, 403, 404, 429),
 )
 def status(group: str, device: Device, context: ContextOf) -> Response:
-    """The group's bundle fingerprint, latest version, whether adaptation is on, the server's time, and progress."""
+    """Bundle fingerprint, latest version, whether adaptation is on, the server's time, progress, a key to renew."""
     row = context.store.group(group)
     return json_answer(
         GroupStatus(
@@ -27,5 +30,6 @@ def status(group: str, device: Device, context: ContextOf) -> Response:
             server_time_ms=context.clock_ms(),
             samples_seen=row.samples_seen,
             ticks_done=row.ticks_done,
+            rotate_key=device.rotate or UNSET,
         )
     )

@@ -1,6 +1,6 @@
-"""For operators: ``/healthz`` (the process lives), ``/readyz`` (the store answers), ``/metrics`` (Prometheus).
+"""For supervisors: ``/healthz`` (the process lives), ``/readyz`` (the store answers), without a token.
 
-They take no token: publish only ``/v1`` to the devices' network if the figures are nobody's business.
+``/metrics`` (Prometheus) is for readers, where ``[admin]`` says.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from cema.cloud.api.answers import json_answer
-from cema.cloud.api.context import ContextOf
+from cema.cloud.api.callers import ContextOf, Reader
 from cema.cloud.api.schema import answers
 
 router = APIRouter()
+metrics_router = APIRouter()
 
 
 @router.get("/healthz", summary="The process answers", responses=answers("application/json"))
@@ -26,6 +27,6 @@ def readyz(context: ContextOf) -> Response:
     return json_answer({"status": "ok"})
 
 
-@router.get("/metrics", summary="Prometheus metrics", responses=answers("text/plain", 503))
-def metrics(context: ContextOf) -> Response:
+@metrics_router.get("/metrics", summary="Prometheus metrics", responses=answers("text/plain", 401, 403, 503))
+def metrics(user: Reader, context: ContextOf) -> Response:
     return Response(context.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)

@@ -39,6 +39,9 @@ class Metrics:
             "cema_samples_rejected", "Samples refused for ever.", ["group", "code"], registry=self.registry
         )
         self.errors = Counter("cema_http_errors", "Error answers.", ["code"], registry=self.registry)
+        self.refusals = Counter(
+            "cema_auth_failures", "Requests without a valid token.", ["reason"], registry=self.registry
+        )
         self.registry.register(_StoreCollector(store, polls_waiting))
 
     def exposition(self) -> bytes:

@@ -1,7 +1,7 @@
 """What the long polls answer with: looked up once for all devices of a group that ask at the same time.
 
 When a version is published, the whole fleet wakes in the same millisecond; one thread reads the store for it, and the
-bytes of each group's latest version stay in memory.
+bytes of each group's latest version stay in memory. Whether all of them may still have it is one look, too.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ class Newest:
 
 
 class NewestUpdates:
-    """Single flight per group. ``get`` belongs to the event loop."""
+    """Single flight per group. ``get`` and ``devices_changed_ms`` belong to the event loop."""
 
     def __init__(self, store: Store, blobs: BlobStore) -> None:
         self._store = store
         self._blobs = blobs
         self._flights: dict[str, asyncio.Task[Newest]] = {}
         self._known: dict[str, Newest] = {}
+        self._changed_flight: asyncio.Task[int] | None = None
 
     async def get(self, group: str) -> Newest:
         """A caller that joins a flight may get a state a moment old: the watch then wakes it again at once."""
@@ -40,6 +41,16 @@ class NewestUpdates:
             self._flights[group] = flight
             flight.add_done_callback(lambda _: self._flights.pop(group, None))
         return await asyncio.shield(flight)
+
+    async def devices_changed_ms(self) -> int:
+        """When a device was last enrolled or revoked, Unix milliseconds."""
+        if self._changed_flight is None:
+            self._changed_flight = asyncio.create_task(asyncio.to_thread(self._store.devices_changed_ms))
+            self._changed_flight.add_done_callback(self._changed_landed)
+        return await asyncio.shield(self._changed_flight)
+
+    def _changed_landed(self, _: asyncio.Task[int]) -> None:
+        self._changed_flight = None
 
     def _look(self, group: str) -> Newest:
         current = self._store.group(group)

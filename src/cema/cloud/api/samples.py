@@ -14,7 +14,8 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from cema.cloud.api.answers import json_answer
-from cema.cloud.api.context import Context, ContextOf, Device
+from cema.cloud.api.callers import ContextOf, Device
+from cema.cloud.api.context import Context
 from cema.cloud.api.schema import answers, body_of
 from cema.cloud.store.base import DeviceRow
 from cema.errors import ForbiddenError, MessageError, SizeLimitError, WireError
@@ -44,18 +45,21 @@ router = APIRouter()
 @router.post(
     "/v1/groups/{group}/samples",
     summary="Upload a batch of selected samples",
-    responses=answers(UploadReceipt, 400, 401, 403, 413, 422),
+    responses=answers(UploadReceipt, 400, 401, 403, 413, 422, 429),
     openapi_extra=body_of(MSGPACK_TYPE, SampleBatch),
 )
 async def upload(group: str, request: Request, device: Device, context: ContextOf) -> Response:
     """Durable when answered, idempotent by sample id. ``rejected`` samples are refused for ever."""
-    body = await _read_body(request, context.config.server.max_body_bytes)
+    context.upload_bytes.check(device.device_id)
+    body = await read_body(request, context.config.server.max_body_bytes)
+    context.upload_bytes.spend(device.device_id, len(body))
     receipt = await run_in_threadpool(_store, context, device, body)
     _count(context, group, len(body), receipt)
     return json_answer(receipt)
 
 
-async def _read_body(request: Request, limit_bytes: int) -> bytes:
+async def read_body(request: Request, limit_bytes: int) -> bytes:
+    """A msgpack body of at most ``limit_bytes``. Raises MessageError, SizeLimitError."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != MSGPACK_TYPE:
         raise MessageError(f"expected Content-Type: {MSGPACK_TYPE}, got {content_type or 'none'}")

@@ -10,20 +10,21 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 
-from cema.wire.messages import ErrorBody, GroupStatus, Message, SampleBatch, UploadReceipt
+from cema.wire.messages import ErrorBody, GroupStatus, KeyProposal, KeyReceipt, Message, SampleBatch, UploadReceipt
 
 _REF = "#/components/schemas/{name}"
-_MESSAGES: tuple[type[Message], ...] = (ErrorBody, GroupStatus, SampleBatch, UploadReceipt)
+_MESSAGES: tuple[type[Message], ...] = (ErrorBody, GroupStatus, KeyProposal, KeyReceipt, SampleBatch, UploadReceipt)
 _MEANING = {
     204: "Nothing new within the time",
     304: "The client already holds this content",
     400: "The body is not the protocol",
     401: "No token, or an unknown one",
-    403: "The token belongs to another group",
+    403: "The token is of another group or role",
     404: "There is no such thing",
-    409: "The device runs another bundle",
+    409: "The request contradicts what is stored",
     413: "More bytes or samples than allowed",
     422: "A parameter is missing or out of range",
+    429: "Too much at once: wait at least Retry-After",
     503: "The store does not answer",
 }
 _BODILESS = (204, 304)

@@ -8,9 +8,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi import Path as PathParameter
+from starlette.concurrency import run_in_threadpool
 
 from cema.cloud.api.answers import IMMUTABLE, json_answer, not_modified
-from cema.cloud.api.context import Context, ContextOf, Device
+from cema.cloud.api.callers import ContextOf, Device, known_device
+from cema.cloud.api.context import Context
 from cema.cloud.api.schema import answers
 from cema.cloud.store.base import UpdateRow
 from cema.cloud.store.rows import update_as_dict
@@ -20,6 +22,8 @@ from cema.wire.messages import BASE_HEADER, FINGERPRINT_HEADER, SIGNATURE_HEADER
 
 MAX_VERSION = (1 << 31) - 1
 MAX_LISTED = 1000
+CLOCK_TOLERANCE_MS = 60_000
+"""By how much the clock of whoever revokes a device may be behind the web process's."""
 
 Version = Annotated[int, PathParameter(ge=1, le=MAX_VERSION)]
 After = Annotated[int, Query(ge=0, le=MAX_VERSION, description="Version that the device already runs, 0 = source")]
@@ -36,10 +40,11 @@ router = APIRouter()
 @router.get(
     "/v1/groups/{group}/updates/latest",
     summary="Wait for a version newer than the device's",
-    responses=answers(UPDATE_TYPE, 204, 401, 403, 409, 422),
+    responses=answers(UPDATE_TYPE, 204, 401, 403, 409, 422, 429),
 )
 async def latest(
     group: str,
+    request: Request,
     device: Device,
     context: ContextOf,
     after: After = 0,
@@ -49,6 +54,7 @@ async def latest(
 ) -> Response:
     """The bytes of the latest update, as soon as there is one above ``after``; 204 when there is none in time."""
     deadline = time.monotonic() + min(wait, context.config.server.max_poll_wait_s)
+    began_ms = context.clock_ms()
     while True:
         newest = await context.newest.get(group)
         if base is not None and base != newest.fingerprint:
@@ -63,12 +69,14 @@ async def latest(
         seen = max(after, newest.version)
         if not await context.watch.wait(group, seen, max(0.0, deadline - time.monotonic())):
             return Response(status_code=204)
+        if await context.newest.devices_changed_ms() >= began_ms - CLOCK_TOLERANCE_MS:
+            await run_in_threadpool(known_device, group, request)  # perhaps it was this one
 
 
 @router.get(
     "/v1/groups/{group}/updates/{version}",
     summary="One version, immutable",
-    responses=answers(UPDATE_TYPE, 304, 401, 403, 404, 422),
+    responses=answers(UPDATE_TYPE, 304, 401, 403, 404, 422, 429),
 )
 async def one(
     group: str, version: Version, request: Request, device: Device, context: ContextOf, have: From = None
@@ -82,7 +90,9 @@ async def one(
 
 
 @router.get(
-    "/v1/groups/{group}/updates", summary="Versions, newest first", responses=answers("application/json", 401, 403)
+    "/v1/groups/{group}/updates",
+    summary="Versions, newest first",
+    responses=answers("application/json", 401, 403, 422, 429),
 )
 def listed(
     group: str, device: Device, context: ContextOf, limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 100

@@ -38,7 +38,11 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class DeviceRow:
-    """An enrolled device. samples_seen, dropped: as last reported. last_seen_ms: 0 = never."""
+    """An enrolled device. samples_seen, dropped: as last reported. last_seen_ms: 0 = never.
+
+    token_expires_ms: end of the one-time token that it still has to exchange, None = it has a key. rotate: it has been
+    asked to take a new one.
+    """
 
     device_id: str
     group: str
@@ -47,6 +51,18 @@ class DeviceRow:
     last_seen_ms: int
     samples_seen: int
     dropped: Mapping[str, int]
+    token_expires_ms: int | None = None
+    rotate: bool = False
+
+
+@dataclass(frozen=True)
+class UserRow:
+    """Somebody who looks at the cloud, or administers it. role: reader | operator."""
+
+    name: str
+    role: str
+    created_ms: int
+    revoked_ms: int | None
 
 
 @dataclass(frozen=True)
@@ -127,15 +143,41 @@ class Store(Protocol):
         """Latest version of every group, cheap: the long poll looks here."""
 
     # devices
-    def enrol(self, device_id: str, group: str, token_sha256: str, now_ms: int) -> DeviceRow:
-        """Raises ConflictError if the device exists and is not revoked; a revoked one is enrolled anew."""
+    def enrol(
+        self, device_id: str, group: str, token_sha256: str, now_ms: int, *, token_expires_ms: int | None = None
+    ) -> DeviceRow:
+        """token_expires_ms: the token is a one-time token until then; None: it is the device's key.
+        Raises ConflictError if the device exists and is not revoked; a revoked one is enrolled anew."""
 
     def revoke(self, device_id: str, now_ms: int) -> DeviceRow: ...
 
     def devices(self, group: str | None = None) -> list[DeviceRow]: ...
 
     def device_by_token(self, token_sha256: str) -> DeviceRow | None:
-        """The device of that token, None if unknown or revoked."""
+        """The device of that token or key, None if unknown or revoked. A proposed key that comes here for the first
+        time is in use: what the device had before is worthless from now on."""
+
+    def propose_key(self, token_sha256: str, key_sha256: str) -> DeviceRow | None:
+        """Let the device of that token have this key as well (in the place of one proposed before); the same again is
+        fine. None if the token is unknown or revoked. Raises EnrolmentError if it is a one-time token that has bought
+        another key, ConflictError if somebody else has the key."""
+
+    def devices_changed_ms(self) -> int:
+        """When a device was last enrolled or revoked; 0 = never."""
+
+    def ask_rotation(self, device_id: str) -> DeviceRow:
+        """Note that a device shall take a new key; forgotten once it has. Revoked ones are not found."""
+
+    # users
+    def add_user(self, name: str, role: str, token_sha256: str, now_ms: int) -> UserRow:
+        """Raises ConflictError if the user exists and is not revoked."""
+
+    def revoke_user(self, name: str, now_ms: int) -> UserRow: ...
+
+    def users(self) -> list[UserRow]: ...
+
+    def user_by_token(self, token_sha256: str) -> UserRow | None:
+        """The user of that token, None if unknown or revoked."""
 
     # samples
     def add_samples(self, group: str, batch: SampleBatch, now_ms: int) -> UploadReceipt:

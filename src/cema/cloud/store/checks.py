@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cema.cloud.store.base import StepCommit
-from cema.errors import BaseMismatchError, ConflictError
+from cema.errors import BaseMismatchError, ConflictError, EnrolmentError
 from cema.wire.messages import Rejection, SampleBatch
 
 
@@ -29,3 +29,14 @@ def check_step(step: StepCommit, worker: str | None, lineage: int, latest_versio
         )
     if step.update is not None and step.update.version != latest_version + 1:
         raise ConflictError(f"expected version {latest_version + 1} of {step.group}, got {step.update.version}")
+
+
+def check_proposal(device_id: str, one_time: bool, proposed_before: bool, taken: bool) -> None:
+    """A new key for a device. one_time: its credential is a one-time token. taken: somebody else has the key."""
+    if one_time and proposed_before:
+        raise EnrolmentError(
+            f"the one-time token of device {device_id!r} has bought another key",
+            hint="another device used it, or this one lost its state folder: revoke the device and enrol it anew",
+        )
+    if taken:
+        raise ConflictError("expected a key that nobody else has", hint="make one from 32 random bytes")

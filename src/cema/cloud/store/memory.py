@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Concatenate, ParamSpec, TypeVar
 
-from cema.cloud.store.base import DeviceRow, GroupRow, StepCommit, StoredSample, UpdateRow
+from cema.cloud.store.base import DeviceRow, GroupRow, StepCommit, StoredSample, UpdateRow, UserRow
 from cema.cloud.store.checks import base_mismatches, check_step
+from cema.cloud.store.memory_credentials import MemoryCredentials
 from cema.cloud.store.memory_group import MemoryGroup
-from cema.errors import ConflictError, NotFoundError
+from cema.errors import NotFoundError
 from cema.wire.messages import SampleBatch, UploadReceipt
 
 P = ParamSpec("P")
@@ -38,8 +39,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._groups: dict[str, MemoryGroup] = {}
-        self._devices: dict[str, DeviceRow] = {}
-        self._tokens: dict[str, str] = {}  # token sha256 -> device id
+        self._credentials = MemoryCredentials()
         self._boots: dict[tuple[str, bytes], tuple[int, int]] = {}  # -> samples_seen, last_seen_ms
         self._rows = 0
         self._garbage: set[str] = set()
@@ -82,35 +82,56 @@ class MemoryStore:
     # devices
 
     @_locked
-    def enrol(self, device_id: str, group: str, token_sha256: str, now_ms: int) -> DeviceRow:
+    def enrol(
+        self, device_id: str, group: str, token_sha256: str, now_ms: int, *, token_expires_ms: int | None = None
+    ) -> DeviceRow:
         self._find(group)
-        old = self._devices.get(device_id)
-        if old is not None and old.revoked_ms is None:
-            raise ConflictError(
-                f"device {device_id!r} is already enrolled in group {old.group!r}", hint="revoke it first"
-            )
-        self._tokens = {token: device for token, device in self._tokens.items() if device != device_id}
-        self._tokens[token_sha256] = device_id
-        self._devices[device_id] = DeviceRow(device_id, group, now_ms, None, 0, 0, {})
-        return self._devices[device_id]
+        return self._credentials.enrol(
+            DeviceRow(device_id, group, now_ms, None, 0, 0, {}, token_expires_ms), token_sha256
+        )
 
     @_locked
     def revoke(self, device_id: str, now_ms: int) -> DeviceRow:
-        device = self._devices.get(device_id)
-        if device is None:
-            raise NotFoundError(f"there is no device {device_id!r}")
-        if device.revoked_ms is None:
-            self._devices[device_id] = device = replace(device, revoked_ms=now_ms)
-        return device
+        return self._credentials.revoke(device_id, now_ms)
 
     @_locked
     def devices(self, group: str | None = None) -> list[DeviceRow]:
-        return [d for _, d in sorted(self._devices.items()) if group is None or d.group == group]
+        return [d for _, d in sorted(self._credentials.devices.items()) if group is None or d.group == group]
 
     @_locked
     def device_by_token(self, token_sha256: str) -> DeviceRow | None:
-        device = self._devices.get(self._tokens.get(token_sha256, ""))
-        return None if device is None or device.revoked_ms is not None else device
+        return self._credentials.use(token_sha256)
+
+    @_locked
+    def propose_key(self, token_sha256: str, key_sha256: str) -> DeviceRow | None:
+        return self._credentials.propose(token_sha256, key_sha256)
+
+    @_locked
+    def devices_changed_ms(self) -> int:
+        rows = self._credentials.devices.values()
+        return max((max(row.created_ms, row.revoked_ms or 0) for row in rows), default=0)
+
+    @_locked
+    def ask_rotation(self, device_id: str) -> DeviceRow:
+        return self._credentials.ask_rotation(device_id)
+
+    # users
+
+    @_locked
+    def add_user(self, name: str, role: str, token_sha256: str, now_ms: int) -> UserRow:
+        return self._credentials.add_user(UserRow(name, role, now_ms, None), token_sha256)
+
+    @_locked
+    def revoke_user(self, name: str, now_ms: int) -> UserRow:
+        return self._credentials.revoke_user(name, now_ms)
+
+    @_locked
+    def users(self) -> list[UserRow]:
+        return [user for _, user in sorted(self._credentials.users.items())]
+
+    @_locked
+    def user_by_token(self, token_sha256: str) -> UserRow | None:
+        return self._credentials.user(token_sha256)
 
     # samples
 
@@ -215,7 +236,7 @@ class MemoryStore:
             for version in [v for v in group.updates if v <= group.row.latest_version - keep_versions]:
                 self._discard([group.updates.pop(version).blob])
             group.learned = {v: [i for i in ids if i in group.ids] for v, ids in group.learned.items()}
-        last_seen = {device.device_id: device.last_seen_ms for device in self._devices.values()}
+        last_seen = {device.device_id: device.last_seen_ms for device in self._credentials.devices.values()}
         for (device_id, boot_id), (_, at) in list(self._boots.items()):
             if at < min(now_ms - id_memory_ms, last_seen.get(device_id, 0)):
                 del self._boots[device_id, boot_id]
@@ -233,11 +254,12 @@ class MemoryStore:
     def _account_for_boot(self, batch: SampleBatch, now_ms: int) -> int:
         before, _ = self._boots.get((batch.device_id, batch.boot_id), (0, 0))
         self._boots[batch.device_id, batch.boot_id] = (max(before, batch.samples_seen), now_ms)
-        device = self._devices.get(batch.device_id)
-        if device is not None:
+        devices = self._credentials.devices
+        if batch.device_id in devices:
+            device = replace(devices[batch.device_id], last_seen_ms=now_ms)
             if batch.samples_seen >= before:
                 device = replace(device, samples_seen=batch.samples_seen, dropped=dict(batch.dropped))
-            self._devices[batch.device_id] = replace(device, last_seen_ms=now_ms)
+            devices[batch.device_id] = device
         return max(0, batch.samples_seen - before)
 
     def _discard(self, blobs: Iterable[str | None]) -> None:

@@ -6,7 +6,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from cema.cloud.store.base import DeviceRow, GroupRow, UpdateRow
+from cema.cloud.store.base import DeviceRow, GroupRow, UpdateRow, UserRow
 
 
 def now_ms() -> int:
@@ -41,9 +41,20 @@ def device_as_dict(row: DeviceRow) -> dict[str, Any]:
         "group": row.group,
         "created": utc_text(row.created_ms),
         "revoked": utc_text(row.revoked_ms),
+        "enrolment_until": utc_text(row.token_expires_ms),
+        "rotate": row.rotate,
         "last_seen": utc_text(row.last_seen_ms),
         "samples_seen": row.samples_seen,
         "dropped": dict(row.dropped),
+    }
+
+
+def user_as_dict(row: UserRow) -> dict[str, Any]:
+    return {
+        "user": row.name,
+        "role": row.role,
+        "created": utc_text(row.created_ms),
+        "revoked": utc_text(row.revoked_ms),
     }
 
 

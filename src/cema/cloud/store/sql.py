@@ -1,7 +1,8 @@
 """SqlStore: the Store contract on SQLAlchemy Core; SQLite by default (WAL, synchronous=FULL, BEGIN IMMEDIATE).
 
-This file owns engine, transactions, groups and devices. What happens inside the transactions of the other concerns
-is in ``sql_samples`` (uploads), ``sql_work`` (leases and adapt steps) and ``sql_updates`` (versions, house-keeping).
+This file owns engine, transactions and groups. What happens inside the transactions of the other concerns is in
+``sql_credentials`` (devices, users), ``sql_samples`` (uploads), ``sql_work`` (leases and adapt steps) and
+``sql_updates`` (versions, house-keeping).
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from sqlalchemy import Connection, Engine, create_engine, event, insert, select,
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import SQLAlchemyError
 
-from cema.cloud.store import sql_samples, sql_updates, sql_work
-from cema.cloud.store.base import DeviceRow, GroupRow, StepCommit, StoredSample, UpdateRow
+from cema.cloud.store import sql_credentials, sql_samples, sql_updates, sql_work
+from cema.cloud.store.base import DeviceRow, GroupRow, StepCommit, StoredSample, UpdateRow, UserRow
 from cema.cloud.store.migrate import migrate
-from cema.cloud.store.sql_tables import as_device, as_group, devices, find_group, group_rows, groups
-from cema.errors import ConflictError, NotFoundError, StorageError
+from cema.cloud.store.sql_tables import as_device, as_group, find_group, group_rows, groups
+from cema.errors import NotFoundError, StorageError
 from cema.wire.messages import SampleBatch, UploadReceipt
 
 BUSY_TIMEOUT_MS = 20_000
@@ -106,53 +107,57 @@ class SqlStore:
 
     # devices
 
-    def enrol(self, device_id: str, group: str, token_sha256: str, now_ms: int) -> DeviceRow:
-        fresh = {
-            "group_name": group,
-            "token_sha256": token_sha256,
-            "created_ms": now_ms,
-            "revoked_ms": None,
-            "last_seen_ms": 0,
-            "samples_seen": 0,
-            "dropped": {},
-        }
+    def enrol(
+        self, device_id: str, group: str, token_sha256: str, now_ms: int, *, token_expires_ms: int | None = None
+    ) -> DeviceRow:
         with self._write() as connection:
-            find_group(connection, group)
-            query = select(devices).where(devices.c.device_id == device_id)
-            old = connection.execute(query).mappings().one_or_none()
-            if old is None:
-                connection.execute(insert(devices).values(device_id=device_id, **fresh))
-            elif old["revoked_ms"] is None:
-                raise ConflictError(
-                    f"device {device_id!r} is already enrolled in group {old['group_name']!r}",
-                    hint="revoke it first ('cema device revoke'), or choose another name",
-                )
-            else:
-                connection.execute(update(devices).where(devices.c.device_id == device_id).values(fresh))
-            return as_device(connection.execute(query).mappings().one())
+            return sql_credentials.enrol(connection, device_id, group, token_sha256, now_ms, token_expires_ms)
 
     def revoke(self, device_id: str, now_ms: int) -> DeviceRow:
-        query = select(devices).where(devices.c.device_id == device_id)
         with self._write() as connection:
-            living = update(devices).where(devices.c.device_id == device_id, devices.c.revoked_ms.is_(None))
-            connection.execute(living.values(revoked_ms=now_ms))
-            row = connection.execute(query).mappings().one_or_none()
-            if row is None:
-                raise NotFoundError(f"there is no device {device_id!r}", hint="'cema device list' shows all devices")
-            return as_device(row)
+            return sql_credentials.revoke(connection, device_id, now_ms)
 
     def devices(self, group: str | None = None) -> list[DeviceRow]:
-        query = select(devices).order_by(devices.c.device_id)
-        if group is not None:
-            query = query.where(devices.c.group_name == group)
         with self._read() as connection:
-            return [as_device(row) for row in connection.execute(query).mappings()]
+            return sql_credentials.listed(connection, group)
 
     def device_by_token(self, token_sha256: str) -> DeviceRow | None:
-        query = select(devices).where(devices.c.token_sha256 == token_sha256, devices.c.revoked_ms.is_(None))
         with self._read() as connection:
-            row = connection.execute(query).mappings().one_or_none()
-            return None if row is None else as_device(row)
+            row = sql_credentials.known(connection, token_sha256)
+        if row is not None and row["next_sha256"] == token_sha256:  # only the first use of a key writes
+            with self._write() as connection:
+                row = sql_credentials.use(connection, token_sha256)
+        return None if row is None else as_device(row)
+
+    def propose_key(self, token_sha256: str, key_sha256: str) -> DeviceRow | None:
+        with self._write() as connection:
+            return sql_credentials.propose(connection, token_sha256, key_sha256)
+
+    def devices_changed_ms(self) -> int:
+        with self._read() as connection:
+            return sql_credentials.changed_ms(connection)
+
+    def ask_rotation(self, device_id: str) -> DeviceRow:
+        with self._write() as connection:
+            return sql_credentials.ask_rotation(connection, device_id)
+
+    # users
+
+    def add_user(self, name: str, role: str, token_sha256: str, now_ms: int) -> UserRow:
+        with self._write() as connection:
+            return sql_credentials.add_user(connection, name, role, token_sha256, now_ms)
+
+    def revoke_user(self, name: str, now_ms: int) -> UserRow:
+        with self._write() as connection:
+            return sql_credentials.revoke_user(connection, name, now_ms)
+
+    def users(self) -> list[UserRow]:
+        with self._read() as connection:
+            return sql_credentials.listed_users(connection)
+
+    def user_by_token(self, token_sha256: str) -> UserRow | None:
+        with self._read() as connection:
+            return sql_credentials.user(connection, token_sha256)
 
     # samples
 

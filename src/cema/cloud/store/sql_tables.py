@@ -22,11 +22,12 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    false,
     func,
     select,
 )
 
-from cema.cloud.store.base import DeviceRow, GroupRow, UpdateRow
+from cema.cloud.store.base import DeviceRow, GroupRow, UpdateRow, UserRow
 from cema.errors import NotFoundError
 
 PENDING, REPLAY, GONE = "pending", "replay", "gone"
@@ -64,6 +65,20 @@ devices = Table(
     Column("last_seen_ms", BigInteger, nullable=False),
     Column("samples_seen", BigInteger, nullable=False),
     Column("dropped", JSON, nullable=False),
+    Column("token_expires_ms", BigInteger),  # of a one-time token; None: token_sha256 is that of a key
+    Column("next_sha256", String),  # of the key that replaces token_sha256 as soon as it is used
+    Column("rotate", Boolean, nullable=False, server_default=false()),
+    Index("ix_devices_next_sha256", "next_sha256", unique=True),
+)
+
+users = Table(
+    "users",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("role", String, nullable=False),
+    Column("token_sha256", String, nullable=False, unique=True),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("revoked_ms", BigInteger),
 )
 
 boots = Table(
@@ -136,6 +151,10 @@ def as_group(row: RowMapping) -> GroupRow:
 def as_device(row: RowMapping) -> DeviceRow:
     fields = {name: row[name] for name in DeviceRow.__dataclass_fields__ if name != "group"}
     return DeviceRow(group=row["group_name"], **fields)
+
+
+def as_user(row: RowMapping) -> UserRow:
+    return UserRow(**{name: row[name] for name in UserRow.__dataclass_fields__})
 
 
 def as_update(row: RowMapping) -> UpdateRow:

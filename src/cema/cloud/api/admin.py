@@ -1,0 +1,61 @@
+"""``/v1/admin``: what operators and readers ask. Served where ``[admin]`` says, by default not where devices ask.
+
+Readers look, operators also change; every change is logged with the name of who made it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+
+from cema.cloud.api.answers import json_answer
+from cema.cloud.api.callers import ContextOf, Operator, Reader
+from cema.cloud.api.schema import answers
+from cema.cloud.api.updates import MAX_LISTED
+from cema.cloud.store.rows import device_as_dict, group_as_dict, update_as_dict
+
+log = logging.getLogger(__name__)
+_JSON = "application/json"
+
+router = APIRouter(prefix="/v1/admin")
+
+
+@router.get("/groups", summary="All groups", responses=answers(_JSON, 401, 403))
+def groups(user: Reader, context: ContextOf) -> Response:
+    return json_answer({"groups": [group_as_dict(row) for row in context.store.groups()]})
+
+
+@router.get("/groups/{group}", summary="One group", responses=answers(_JSON, 401, 403, 404))
+def one_group(group: str, user: Reader, context: ContextOf) -> Response:
+    return json_answer(group_as_dict(context.store.group(group)))
+
+
+@router.get("/groups/{group}/updates", summary="Versions, newest first", responses=answers(_JSON, 401, 403, 404, 422))
+def updates(
+    group: str, user: Reader, context: ContextOf, limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 100
+) -> Response:
+    rows = context.store.updates(group, limit)
+    return json_answer({"group": group, "updates": [update_as_dict(row) for row in rows]})
+
+
+@router.get("/devices", summary="Devices, of one group or all", responses=answers(_JSON, 401, 403))
+def devices(user: Reader, context: ContextOf, group: str | None = None) -> Response:
+    return json_answer({"devices": [device_as_dict(row) for row in context.store.devices(group)]})
+
+
+@router.post("/devices/{name}/revoke", summary="Make a device's key worthless", responses=answers(_JSON, 401, 403, 404))
+def revoke(name: str, user: Operator, context: ContextOf) -> Response:
+    """At once and for ever: a long poll of the device that waits now gets nothing more, either."""
+    row = context.store.revoke(name, context.clock_ms())
+    log.warning("operator %s revoked device %s of group %s", user.name, name, row.group)
+    return json_answer(device_as_dict(row))
+
+
+@router.post("/devices/{name}/rotate", summary="Have a device take a new key", responses=answers(_JSON, 401, 403, 404))
+def rotate(name: str, user: Operator, context: ContextOf) -> Response:
+    """The device does at its next contact; the old key is valid until the new one is used."""
+    row = context.store.ask_rotation(name)
+    log.info("operator %s asked device %s of group %s to take a new key", user.name, name, row.group)
+    return json_answer(device_as_dict(row))
