@@ -21,6 +21,7 @@ from cema.cloud.adapt import Options
 from cema.cloud.adapt.base import Metrics, Schedule, State, read_options
 from cema.cloud.adapt.losses import confidence_weight, divergence, entropy, pseudo_label_loss
 from cema.cloud.adapt.norm import Impl, Start, Targets, adaptable, follow_statistics, norm_train
+from cema.cloud.adapt.precision import Precision, is_reduced
 from cema.cloud.adapt.teacher import OnnxTeacher
 from cema.cloud.adapt.trainable import Trainable
 from cema.errors import ConfigError, ExportError
@@ -44,7 +45,9 @@ class CemaPaperSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     label_weight: Weight = 1.0  # c
     norm_impl: Impl = "native"  # textbook | native | fused: same mathematics (adapt/norm.py)
     norm_start: Start = "source"  # source | first_batch, of the running statistics
-    teacher: Literal["torch", "onnx"] = "torch"  # who runs the foundation's forward (adapt/teacher.py)
+    teacher: Literal["torch", "onnx", "auto"] = "torch"  # who runs the foundation's forward (adapt/teacher.py);
+    # auto: torch in bfloat16, else ONNX Runtime, whichever is faster
+    precision: Precision = "float32"  # float32 | bfloat16 | auto, of forward and backward (adapt/precision.py)
     norm_targets: Targets = "renorm"  # renorm (as published) | batch (for deep networks; adapt/norm.py, ADR 9)
 
 
@@ -59,9 +62,11 @@ class CemaPaper:
         self.settings = read_options(CemaPaperSettings, "cema-paper", options)
         s = self.settings
         norms = (s.norm_impl, s.norm_start, s.norm_targets)
-        self.teacher = OnnxTeacher(foundation) if s.teacher == "onnx" else None
-        self.foundation = Trainable(adaptable(foundation, *norms), s.foundation_lr, s.momentum)
-        self.edge = Trainable(adaptable(edge, *norms), s.edge_lr, s.momentum)
+        reduced = is_reduced(s.precision)
+        onnx = s.teacher == "onnx" or (s.teacher == "auto" and not reduced)
+        self.teacher = OnnxTeacher(foundation) if onnx else None
+        self.foundation = Trainable(adaptable(foundation, *norms), s.foundation_lr, s.momentum, reduced=reduced)
+        self.edge = Trainable(adaptable(edge, *norms), s.edge_lr, s.momentum, reduced=reduced)
 
     def step(self, uploads_BCHW: torch.Tensor, replayed_BCHW: torch.Tensor | None) -> Metrics | None:
         foundation_loss = self._foundation_step(uploads_BCHW)
@@ -74,7 +79,7 @@ class CemaPaper:
     def _foundation_step(self, uploads_BCHW: torch.Tensor) -> float:
         """L_f = mean h(x) H(f(x)) on the uploads, one SGD step."""
         norm_train(self.foundation.model, True)
-        logits_BK = self.foundation.model(uploads_BCHW)
+        logits_BK = self.foundation.forward(uploads_BCHW)
         entropy_B = entropy(logits_BK)
         loss = (confidence_weight(entropy_B, self._e_max(logits_BK)) * entropy_B).mean()
         norm_train(self.foundation.model, False)
@@ -85,7 +90,7 @@ class CemaPaper:
         """L_e = a mean[h_s H(g)] + b mean[h_t KL(f || g)] + c mean[h_t CE(g, argmax f)], one SGD step."""
         teacher_BK = self._teacher_logits(images_BCHW)
         norm_train(self.edge.model, True)
-        student_BK = self.edge.model(images_BCHW)
+        student_BK = self.edge.forward(images_BCHW)
         norm_train(self.edge.model, False)
         follow_statistics(self.edge.model, images_BCHW)
         e_max, s = self._e_max(student_BK), self.settings
@@ -106,7 +111,8 @@ class CemaPaper:
             except ExportError as error:
                 log.warning("the foundation model answers through torch instead of ONNX Runtime: %s", error)
                 self.teacher = None
-        return self.foundation.logits(images_BCHW)
+        with torch.no_grad():
+            return self.foundation.forward(images_BCHW)
 
     def _e_max(self, logits_BK: torch.Tensor) -> float:
         return self.settings.e_max * math.log(logits_BK.shape[1])

@@ -90,7 +90,8 @@ class BatchRenorm(nn.modules.batchnorm._BatchNorm):
         """(mean, biased variance) [C]. Only the textbook's gradient flows through them."""
         if self.impl == "fused":
             with torch.no_grad():
-                return torch.batch_norm_update_stats(x, None, None, 0.0)
+                like_C = torch.zeros_like(self.running_mean)  # says that sums are float32 though x may be bfloat16
+                return torch.batch_norm_update_stats(x, like_C, like_C, 0.0)
         axes = [axis for axis in range(x.dim()) if axis != 1]
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.impl == "textbook"):
             var_C, mean_C = torch.var_mean(x, axes, correction=0)
@@ -109,8 +110,7 @@ class BatchRenorm(nn.modules.batchnorm._BatchNorm):
         return functional.batch_norm(x, None, None, weight_C, bias_C, True, 0.0, self.eps)
 
     def _fused(self, x: torch.Tensor, mean_C: torch.Tensor, var_C: torch.Tensor) -> torch.Tensor:
-        r_C, d_C = self._correction(mean_C, (var_C + self.eps).sqrt())
-        running, batch = (self.running_mean, self.running_var), (mean_C, (var_C + self.eps).rsqrt(), r_C, d_C)
+        running, batch = (self.running_mean, self.running_var), (mean_C, var_C)
         output: torch.Tensor = _Fused.apply(x, self.weight, self.bias, running, batch, self.eps)  # type: ignore[no-untyped-call]
         return output
 
@@ -136,25 +136,27 @@ class BatchRenorm(nn.modules.batchnorm._BatchNorm):
 class _Fused(torch.autograd.Function):
     """gamma (x - mu_run) / sd_run + beta; backward as of a batch norm with weight gamma r and bias gamma d + beta.
 
-    running: (mean, variance), batch: (mean, 1 / sd, r, d), [C] each.
+    running, batch: (mean, biased variance) [C] each.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, weight_C: torch.Tensor, bias_C: torch.Tensor,
-        running: tuple[torch.Tensor, torch.Tensor], batch: tuple[torch.Tensor, ...], eps: float,
+        running: tuple[torch.Tensor, torch.Tensor], batch: tuple[torch.Tensor, torch.Tensor], eps: float,
     ) -> torch.Tensor:  # fmt: skip
-        ctx.save_for_backward(x, weight_C, *batch)
+        ctx.save_for_backward(x, weight_C, *running, *batch)
         ctx.eps = eps
         return functional.batch_norm(x, *running, weight_C, bias_C, False, 0.0, eps)
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight_C, mean_C, inverse_sd_C, r_C, d_C = ctx.saved_tensors
-        wanted = [ctx.needs_input_grad[0], True, True]
+        x, weight_C, running_mean_C, running_var_C, mean_C, var_C = ctx.saved_tensors
+        inverse_sd_C, running_inverse_C = (var_C + ctx.eps).rsqrt(), (running_var_C + ctx.eps).rsqrt()
+        r_C, d_C = running_inverse_C / inverse_sd_C, (mean_C - running_mean_C) * running_inverse_C
         to_x, to_scale_C, to_bias_C = torch.ops.aten.native_batch_norm_backward(
-            upstream[0], x, weight_C * r_C, None, None, mean_C, inverse_sd_C, True, ctx.eps, wanted
-        )
+            upstream[0].to(x.dtype), x, weight_C * r_C, None, None, mean_C, inverse_sd_C, True, ctx.eps,
+            [ctx.needs_input_grad[0], True, True],
+        )  # fmt: skip
         return to_x, to_scale_C * r_C + to_bias_C * d_C, to_bias_C, None, None, None
 
 

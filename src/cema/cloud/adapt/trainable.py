@@ -8,6 +8,7 @@ from torch import nn
 
 from cema.cloud.adapt.base import State
 from cema.cloud.adapt.norm import BatchRenorm, affine_parameters
+from cema.cloud.adapt.precision import spare_slow_layers
 from cema.cloud.norms import read_parameters, write_parameters
 from cema.types import NormParameters
 
@@ -15,10 +16,13 @@ _MOMENTUM_KEY = "momentum_buffer"
 
 
 class Trainable:
-    """An adaptable model (adapt/norm.py) with SGD on its norm weights and biases."""
+    """An adaptable model (adapt/norm.py) with SGD on its norm weights and biases. reduced: forward and backward in
+    bfloat16 (adapt/precision.py)."""
 
-    def __init__(self, model: nn.Module, lr: float, momentum: float) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, lr: float, momentum: float, *, reduced: bool = False) -> None:
+        if reduced:
+            spare_slow_layers(model)
+        self.model, self.reduced = model, reduced
         self.trained = affine_parameters(model)
         self.optimiser = torch.optim.SGD(self.trained, lr=lr, momentum=momentum)
 
@@ -29,9 +33,15 @@ class Trainable:
         self.optimiser.step()
         return float(loss.detach())
 
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """float32 [B, K], with gradient where that is on."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.reduced):
+            logits_BK: torch.Tensor = self.model(images_BCHW)
+        return logits_BK.float()
+
     @torch.no_grad()
     def logits(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """Forward by running statistics, [B, K]."""
+        """Forward by running statistics in float32, as a device computes it, [B, K]."""
         logits_BK: torch.Tensor = self.model(images_BCHW)
         return logits_BK
 
