@@ -14,6 +14,7 @@ from cema.cloud.adapt import create_adapter
 from cema.cloud.adapt.base import Adapter, Metrics, State
 from cema.cloud.checkpoint import decode_checkpoint, encode_checkpoint
 from cema.cloud.controller import Controller, Publishing
+from cema.cloud.sharing import SharedAdapter
 from cema.cloud.store.base import BlobStore, Store
 from cema.cloud.store.blobs import FolderBlobs
 from cema.cloud.store.memory import MemoryBlobs, MemoryStore
@@ -107,7 +108,7 @@ class Cloud:
         recorder = Recorder(create_adapter(method, TinyNet(1), TinyNet(2), {}))
         publishing = Publishing(method, self.key, self.interval_ms)
         return Controller(
-            self.store.group(GROUP), self.bundle, recorder, self.store, self.blobs, publishing,
+            self.store.group(GROUP), self.bundle, SharedAdapter(recorder), self.store, self.blobs, publishing,
             worker=WORKER, seed=5, clock_ms=lambda: self.now_ms,
         ), recorder  # fmt: skip
 

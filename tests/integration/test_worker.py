@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from cema.cloud.export import build_bundle
 from cema.cloud.keys import signing_key
 from cema.cloud.models import load_model
+from cema.cloud.pool import ModelPool
 from cema.cloud.registry import register_groups
 from cema.cloud.store import open_store
 from cema.cloud.store.base import BlobStore, Store
@@ -43,7 +45,7 @@ def foundation():
 
 
 class Cloud:
-    def __init__(self, folder: Path, edge_models: dict[str, str]) -> None:
+    def __init__(self, folder: Path, edge_models: dict[str, str], data_dir: Path | None = None) -> None:
         self.now_ms, self.sent = 1_000_000, 0
         model = load_model("worker_models:edge")
         self.bundle = build_bundle(
@@ -57,7 +59,7 @@ class Cloud:
             for name, edge in edge_models.items()
         }
         self.config = ServeConfig(
-            groups=groups, server=ServerConfig(data_dir=str(folder / "data")),
+            groups=groups, server=ServerConfig(data_dir=str(data_dir or folder / "data")),
             worker=WorkerConfig(publish_min_interval_s=0),
         )  # fmt: skip
         self.store: Store
@@ -150,3 +152,37 @@ def test_housekeeping_deletes_checkpoints_that_are_no_longer_needed(folder: Path
     assert cloud.worker("fresh").once() is False
     cloud.upload("g", 32)
     assert cloud.worker("fresh").once()  # its checkpoint is still there
+
+
+def test_groups_that_share_models_learn_as_if_each_were_alone(folder: Path) -> None:
+    def learned(names: list[str]) -> dict[str, bytes]:
+        """Parameters after three rounds of uploads that are the same for a name, whoever else is there."""
+        (folder / "-".join(names)).mkdir()
+        cloud = Cloud(folder, dict.fromkeys(names, "worker_models:edge"), folder / "-".join(names))
+        worker = cloud.worker()
+        for turn in range(3):
+            for number, name in enumerate(("one", "two")):
+                if name in names:
+                    cloud.sent = 1000 * number + 100 * turn
+                    cloud.upload(name, 32)
+                    assert worker.once()
+        rows = {name: cloud.store.update(name, 3) for name in names}
+        found = {name: open_update(cloud.blobs.get(row.blob), cloud.bundle.manifest) for name, row in rows.items()}
+        return {
+            name: b"".join(value.tobytes() for _, value in sorted(update.parameters.items()))
+            for name, update in found.items()
+        }
+
+    together = learned(["one", "two"])
+    assert together["one"] != together["two"]
+    assert together == {**learned(["one"]), **learned(["two"])}
+
+
+def test_models_are_shared_by_groups_that_adapt_them_alike_and_by_no_others(folder: Path) -> None:
+    cloud = Cloud(folder, dict.fromkeys("abc", "worker_models:edge"))
+    blob, pool = cloud.store.group("a").bundle_blob, ModelPool(cloud.blobs)
+    group = cloud.config.groups["a"]
+    bundle, shared = pool.models(group, blob)
+    assert pool.models(msgspec.structs.replace(group, seed=7), blob) == (bundle, shared)
+    assert pool.models(msgspec.structs.replace(group, options={"edge_lr": 0.01}), blob)[1] is not shared
+    assert pool.models(msgspec.structs.replace(group, method="bn"), blob)[1] is not shared

@@ -1,34 +1,68 @@
-"""The replay buffer: order, bound and draws."""
+"""The replay buffer: order, bound, draws, pixels, and a disk that is full."""
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cema.cloud.replay import Replay
+from cema.errors import StorageError
 
 
 def picture(number: int) -> np.ndarray:
-    return np.full((1, 1, 3), number % 256, np.uint8)
+    return np.full((1, 2, 3), number % 256, np.uint8)
+
+
+def fill(replay: Replay, first: int, count: int) -> list[int]:
+    rows = list(range(first, first + count))
+    return replay.extend(rows, [picture(row) for row in rows])
 
 
 @given(st.integers(0, 20), st.lists(st.integers(0, 9), max_size=12))
 def test_keeps_the_newest_and_reports_every_row_that_leaves_once_in_order(capacity: int, batches: list[int]) -> None:
     replay, added, evicted = Replay(capacity), 0, []
     for size in batches:
-        rows = list(range(added + 1, added + size + 1))
-        evicted += replay.extend(rows, [picture(row) for row in rows])
+        evicted += fill(replay, added + 1, size)
         added += size
         assert len(replay) <= capacity
     assert evicted == list(range(1, max(0, added - capacity) + 1))
     assert len(replay) == min(added, capacity)
+    drawn = [np.unique(image).tolist() for image in replay.draw(capacity, np.random.default_rng(0))]
+    assert sorted(drawn) == [[row] for row in range(max(0, added - capacity) + 1, added + 1)]
 
 
 def test_draws_are_without_replacement_and_repeatable() -> None:
     replay = Replay(100)
-    replay.extend(list(range(50)), [picture(row) for row in range(50)])
-    drawn = [int(image[0, 0, 0]) for image in replay.draw(30, np.random.default_rng(1))]
-    assert len(set(drawn)) == 30
-    assert drawn == [int(image[0, 0, 0]) for image in replay.draw(30, np.random.default_rng(1))]
+    fill(replay, 0, 50)
+    drawn = replay.draw(30, np.random.default_rng(1))
+    assert drawn.shape == (30, 1, 2, 3)
+    assert len(np.unique(drawn[:, 0, 0, 0])) == 30
+    np.testing.assert_array_equal(drawn, replay.draw(30, np.random.default_rng(1)))
     assert len(replay.draw(80, np.random.default_rng(1))) == 50
+
+
+def test_the_file_has_no_name_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
+    replay = Replay(10, tmp_path)
+    fill(replay, 0, 5)
+    assert list(tmp_path.iterdir()) == []
+    assert len(replay) == 5
+
+
+def test_a_full_disk_is_a_storage_error_and_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    replay = Replay(10)
+    fill(replay, 0, 3)
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for answer in (refuse, lambda *_: 1):
+        monkeypatch.setattr(os, "pwrite", answer)
+        with pytest.raises(StorageError, match="replay buffer"):
+            fill(replay, 3, 1)
+    assert len(replay) == 3

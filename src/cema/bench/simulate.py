@@ -26,6 +26,7 @@ from cema.cloud.adapt import Options, create_adapter
 from cema.cloud.adapt.norm import adaptable, norm_train
 from cema.cloud.controller import Controller, Publishing
 from cema.cloud.norms import read_parameters
+from cema.cloud.sharing import SharedAdapter
 from cema.cloud.store.base import GroupRow
 from cema.cloud.store.memory import MemoryBlobs, MemoryStore
 from cema.config import ImageCoding, SelectionConfig
@@ -166,7 +167,7 @@ class Simulator:
         return Controller(
             row,
             pair.bundle,
-            adapter,
+            SharedAdapter(adapter),
             self.store,
             self.blobs,
             Publishing(plan.method, None, 0, plan.travel.update_encoding),

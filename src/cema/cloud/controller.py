@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,13 +19,14 @@ from cema.cloud.adapt.base import Adapter, Metrics, State
 from cema.cloud.checkpoint import decode_checkpoint, encode_checkpoint
 from cema.cloud.gate import Gate
 from cema.cloud.replay import Replay
+from cema.cloud.sharing import SharedAdapter
 from cema.cloud.store.base import BlobStore, GroupRow, NewUpdate, StepCommit, Store, StoredSample
 from cema.errors import UpdateContentError, WireError
 from cema.types import Uint8Array
 from cema.wire import signing
 from cema.wire.bundle import Bundle
 from cema.wire.messages import UpdateManifest
-from cema.wire.preprocess import fit_encoded, normalise
+from cema.wire.preprocess import fit_encoded, scale_and_shift
 from cema.wire.update import Encoding, encode_update, fits_float16, open_update
 
 log = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ class Controller:
         self,
         row: GroupRow,
         bundle: Bundle,
-        adapter: Adapter,
+        shared: SharedAdapter,
         store: Store,
         blobs: BlobStore,
         publishing: Publishing,
@@ -56,17 +58,24 @@ class Controller:
         worker: str,
         seed: int,
         clock_ms: Callable[[], int],
+        replay_dir: Path | None = None,
     ) -> None:
         self.group, self.lineage, self.worker = row.name, row.lineage, worker
-        self.bundle, self.adapter, self.publishing = bundle, adapter, publishing
+        self.bundle, self.shared, self.publishing = bundle, shared, publishing
+        self.schedule = shared.schedule
         self.store, self.blobs, self.clock_ms = store, blobs, clock_ms
         self.rng = np.random.default_rng(seed)
-        self.gate = Gate(adapter)
-        self.replay = Replay(adapter.schedule.replay_capacity)
+        self.replay = Replay(self.schedule.replay_capacity, replay_dir)
         self.row = row
         self.checkpoint = row.checkpoint
         self._resume()
-        self._good: State = adapter.state()  # what the gate goes back to: the state of the last published version
+        self.gate = Gate(self.adapter)
+        self._good: State = self._saved()  # what the gate goes back to: the state of the last published version
+
+    @property
+    def adapter(self) -> Adapter:
+        """The shared models, with this group's state in them."""
+        return self.shared.held_by(self, self._saved)
 
     def tick(self, row: GroupRow, stop: Callable[[], bool] = lambda: False) -> int:
         """Do what is due: full steps on the oldest uploads, else a replay step, else only count. Returns the steps.
@@ -74,8 +83,7 @@ class Controller:
         Raises ConflictError when the lease, the bundle or the version changed under us: load the group anew.
         """
         self.row = row
-        schedule = self.adapter.schedule
-        steps = 0
+        schedule, steps = self.schedule, 0
         # What arrives during this tick waits for the next: a busy group must not keep the worker from the others.
         while not stop() and steps < row.pending // schedule.step_uploads:
             self._full_step(self.store.pending(self.group, schedule.step_uploads))
@@ -91,19 +99,20 @@ class Controller:
     def _full_step(self, uploads: Sequence[StoredSample]) -> None:
         """Uploads and replay -> adapter -> gate -> one transaction. Uploads join replay after their step."""
         good, images = self._decode(uploads)
-        schedule, metrics = self.adapter.schedule, None
+        schedule, metrics = self.schedule, None
         if good:
             uploads_BCHW = self._input(images)
-            replayed = len(self.replay) >= schedule.replay_min
-            draw = self.replay.draw(schedule.replay_draw, self.rng) if replayed else []
+            replayed_BCHW = None
+            if len(self.replay) >= schedule.replay_min:
+                replayed_BCHW = self._input(self.replay.draw(schedule.replay_draw, self.rng))
             self.gate.before(uploads_BCHW)
-            metrics = self.adapter.step(uploads_BCHW, self._input(draw) if draw else None)
+            metrics = self.adapter.step(uploads_BCHW, replayed_BCHW)
         rows, usable = [sample.row_id for sample in uploads], [sample.row_id for sample in good]
         bad = sorted(set(rows) - set(usable))
         self._finish(metrics, consumed=rows, evicted=[*self.replay.extend(usable, images), *bad])
 
     def _replay_step(self) -> None:
-        images_BCHW = self._input(self.replay.draw(self.adapter.schedule.replay_only, self.rng))
+        images_BCHW = self._input(self.replay.draw(self.schedule.replay_only, self.rng))
         self.gate.before(images_BCHW)
         self._finish(self.adapter.replay_step(images_BCHW))
 
@@ -153,7 +162,7 @@ class Controller:
         checkpoint: str | None = None,
     ) -> None:
         now, row = self.clock_ms(), self.row
-        due = max(row.samples_seen // self.adapter.schedule.tick_images, row.ticks_done)
+        due = max(row.samples_seen // self.schedule.tick_images, row.ticks_done)
         missed = max(due - row.ticks_done - 1, 0)
         self.store.commit_step(
             StepCommit(
@@ -172,12 +181,17 @@ class Controller:
         self.row = self.store.group(self.group)
 
     def _resume(self) -> None:
-        """Adapter, random numbers and replay as the last committed step left them."""
+        """Random numbers and replay as the last committed step left them."""
         if self.checkpoint is not None:
-            state, self.rng = decode_checkpoint(self.blobs.get(self.checkpoint))
-            self.adapter.load_state(state)
+            _, self.rng = decode_checkpoint(self.blobs.get(self.checkpoint))
         kept, images = self._decode(self.store.replay(self.group))
         self.replay.extend([sample.row_id for sample in kept], images)
+
+    def _saved(self) -> State:
+        """The adapter's state as of the last committed step."""
+        if self.checkpoint is None:
+            return self.shared.initial
+        return decode_checkpoint(self.blobs.get(self.checkpoint))[0]
 
     def _decode(self, samples: Sequence[StoredSample]) -> tuple[list[StoredSample], list[Uint8Array]]:
         """Pixels at the model's size; what cannot be decoded is left out and logged."""
@@ -190,5 +204,10 @@ class Controller:
                 log.warning("group %s: sample %s skipped: %s", self.group, sample.sample_id.hex(), error)
         return good, images
 
-    def _input(self, images: Sequence[Uint8Array]) -> torch.Tensor:
-        return torch.from_numpy(normalise(np.stack(images), self.bundle.manifest.preprocess))
+    def _input(self, images: Sequence[Uint8Array] | Uint8Array) -> torch.Tensor:
+        """As ``normalise``, to the bit, in channels-last order: what comes out of the replay buffer is so already."""
+        scale, shift = (
+            torch.from_numpy(each).view(1, 3, 1, 1) for each in scale_and_shift(self.bundle.manifest.preprocess)
+        )
+        pixels_BHWC = torch.from_numpy(images if isinstance(images, np.ndarray) else np.stack(images))
+        return pixels_BHWC.permute(0, 3, 1, 2).to(torch.float32).mul_(scale).add_(shift)

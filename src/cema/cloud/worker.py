@@ -12,27 +12,22 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import click
-import numpy as np
 import torch
-from torch import nn
 
-from cema.cloud.adapt import create_adapter
-from cema.cloud.adapt.base import Adapter, Schedule
+from cema.cloud.adapt.base import Schedule
 from cema.cloud.controller import Controller, Publishing
-from cema.cloud.export import check_parity
 from cema.cloud.keys import signing_key
 from cema.cloud.memory import keep_freed_memory
-from cema.cloud.models import load_model
-from cema.cloud.norms import read_parameters
 from cema.cloud.parent import exit_with_parent
+from cema.cloud.pool import ModelPool
 from cema.cloud.store import open_store
 from cema.cloud.store.base import BlobStore, GroupRow, Store
-from cema.config import GroupConfig, ServeConfig, load_serve
-from cema.errors import CemaError, ConfigError, ConflictError, ExportError
+from cema.config import ServeConfig, load_serve
+from cema.errors import CemaError, ConfigError, ConflictError
 from cema.telemetry import configure_logging
-from cema.wire.bundle import Bundle, decode_bundle
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +46,7 @@ class Worker:
         self.config, self.store, self.blobs = config, store, blobs
         self.name, self.clock_ms = name, clock_ms
         self._controllers: dict[str, Controller] = {}
+        self._pool = ModelPool(blobs)
         self._next_housekeeping_ms = 0
 
     def run(self, stop: threading.Event) -> None:
@@ -96,7 +92,7 @@ class Worker:
         group = self.config.groups.get(row.name)
         if group is None:
             raise ConfigError(f"group {row.name!r} is in the store but not in the configuration of this worker")
-        bundle = decode_bundle(self.blobs.get(row.bundle_blob))
+        bundle, shared = self._pool.models(group, row.bundle_blob)
         publishing = Publishing(
             group.method,
             signing_key(self.config),
@@ -106,13 +102,14 @@ class Worker:
         controller = Controller(
             row,
             bundle,
-            _adapter(group, bundle),
+            shared,
             self.store,
             self.blobs,
             publishing,
             worker=self.name,
             seed=group.seed,
             clock_ms=self.clock_ms,
+            replay_dir=Path(self.config.server.data_dir),
         )
         self._controllers[row.name] = controller
         log.info("group %s loaded: method %s, version %d", row.name, group.method, row.latest_version)
@@ -151,29 +148,6 @@ class _Keepalive:
     def __exit__(self, *error: object) -> None:
         self._done.set()
         self._thread.join()
-
-
-def _adapter(group: GroupConfig, bundle: Bundle) -> Adapter:
-    edge = load_model(group.edge_model, group.edge_weights).module
-    _check_same(edge, bundle, group)
-    foundation = load_model(group.foundation_model, group.foundation_weights).module if group.foundation_model else None
-    return create_adapter(group.method, edge, foundation, group.options)
-
-
-def _check_same(edge: nn.Module, bundle: Bundle, group: GroupConfig) -> None:
-    """The torch model that is adapted must be the one that the devices run: same norm tensors, same answers."""
-    source, built = read_parameters(edge), bundle.source_parameters()
-    same = source.keys() == built.keys() and all(np.array_equal(source[name], built[name]) for name in built)
-    try:
-        if same:
-            check_parity(edge, bundle)
-            return
-    except ExportError as error:
-        log.warning("%s", error)
-    raise ConfigError(
-        f"the bundle {group.bundle} was not built from edge_model {group.edge_model!r} with these weights",
-        hint="build the bundle again with 'cema bundle build'",
-    )
 
 
 @click.command()

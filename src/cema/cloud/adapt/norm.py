@@ -174,10 +174,15 @@ def adaptable(
     model.requires_grad_(False)
     for parameter in affine_parameters(model):
         parameter.requires_grad_(True)
-    if impl == "fused":
-        for weight in (parameter for parameter in model.parameters() if parameter.dim() == 4):
-            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    for weight in (parameter for parameter in model.parameters() if parameter.dim() == 4):
+        weight.data = weight.data.contiguous(memory_format=memory_format(model))
     return model.eval()
+
+
+def memory_format(model: nn.Module) -> torch.memory_format:
+    """The order of pixels in which an adaptable model is fast: its weights have it, its images should."""
+    fused = any(isinstance(module, BatchRenorm) and module.impl == "fused" for module in model.modules())
+    return torch.channels_last if fused else torch.contiguous_format
 
 
 def affine_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cema.cloud.adapt.base import State
-from cema.cloud.adapt.norm import BatchRenorm, affine_parameters
+from cema.cloud.adapt.norm import BatchRenorm, affine_parameters, memory_format
 from cema.cloud.adapt.precision import spare_slow_layers
 from cema.cloud.norms import read_parameters, write_parameters
 from cema.types import NormParameters
@@ -23,6 +23,7 @@ class Trainable:
         if reduced:
             spare_slow_layers(model)
         self.model, self.reduced = model, reduced
+        self.layout = memory_format(model)
         self.trained = affine_parameters(model)
         self.optimiser = torch.optim.SGD(self.trained, lr=lr, momentum=momentum)
 
@@ -36,13 +37,13 @@ class Trainable:
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """float32 [B, K], with gradient where that is on."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.reduced):
-            logits_BK: torch.Tensor = self.model(images_BCHW)
+            logits_BK: torch.Tensor = self.model(images_BCHW.contiguous(memory_format=self.layout))
         return logits_BK.float()
 
     @torch.no_grad()
     def logits(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Forward by running statistics in float32, as a device computes it, [B, K]."""
-        logits_BK: torch.Tensor = self.model(images_BCHW)
+        logits_BK: torch.Tensor = self.model(images_BCHW.contiguous(memory_format=self.layout))
         return logits_BK
 
     def parameters(self) -> NormParameters:
