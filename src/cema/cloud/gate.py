@@ -45,9 +45,10 @@ class Gate:
 
     def refusal(self) -> str | None:
         """Why the present parameters must not be published; None if they may."""
-        if self._images_BCHW is None:
+        images_BCHW, self._images_BCHW = self._images_BCHW, None  # of many groups' gates, none keeps its images
+        if images_BCHW is None:
             return None
-        logits_BK = self.adapter.edge_logits(self._images_BCHW)
+        logits_BK = self.adapter.edge_logits(images_BCHW)
         if not bool(torch.isfinite(logits_BK).all()):
             return "the edge model's answers are not finite"
         share, s = top_share(logits_BK), self.settings

@@ -1,55 +1,113 @@
-"""The cloud: one adapt step, the fast way against the textbook's; and what a further group costs in memory."""
+"""The cloud: one adapt step, the fast way against the textbook's, in processes that take turns."""
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from statistics import median
 
 import torch
 
 from cema.bench.perf.models import PerfPair
 from cema.bench.perf.rows import Sheet
-from cema.bench.perf.timing import median_ms, ratio, take_turns
+from cema.bench.perf.stepper import images
+from cema.bench.perf.timing import ratio, take_turns
 from cema.cloud.adapt import Options, create_adapter
-from cema.cloud.adapt.base import Adapter, Schedule
+from cema.cloud.adapt.base import Adapter
+from cema.cloud.adapt.precision import has_bfloat16
+from cema.errors import BenchError
 
-WAYS: dict[str, Options] = {
-    "textbook": {"norm_impl": "textbook"},
-    "native": {"norm_impl": "native"},
-    "fast": {"norm_impl": "fused", "teacher": "onnx"},
+FAST: Options = {"norm_impl": "fused", "teacher": "auto"}
+TEXTBOOK: Options = {"norm_impl": "textbook"}
+
+
+@dataclass(frozen=True)
+class Way:
+    """keep_memory: the allocator as our workers set it (cloud/memory.py), or as the C library comes."""
+
+    options: Options
+    keep_memory: bool = True
+
+
+WAYS = {
+    "textbook": Way(TEXTBOOK, keep_memory=False),
+    "textbook, memory kept": Way(TEXTBOOK),
+    "native": Way({"norm_impl": "native"}),
+    "float32": Way(FAST),
+    "bfloat16": Way({**FAST, "precision": "bfloat16"}),
 }
-"""The oracle with its norm written line by line, the oracle as the benchmark runs it, and what our own method uses."""
+"""The oracle with its norm written line by line, the same in a worker's process, the oracle as the benchmark runs it,
+and the fast path."""
 
 
-def adapt_step(sheet: Sheet, pair_name: str, pair: PerfPair, at_least: float, rounds: int, share: float = 1) -> None:
+@dataclass(frozen=True)
+class Aims:
+    """Images per second over the textbook's."""
+
+    float32: float
+    bfloat16: float
+
+
+class Stepper:
+    """A contestant's process."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.seconds: list[float] = []
+        self.peak_gib = 0.0
+
+    def step(self) -> float:
+        """Seconds of one step."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise BenchError("the process of an adapt step ended early", hint="a textbook step wants 20 GB of memory")
+        taken_s, self.peak_gib = json.loads(line)
+        self.seconds.append(taken_s)
+        return float(taken_s)
+
+
+def adapt_step(sheet: Sheet, pair_name: str, pair: PerfPair, aims: Aims, rounds: int, share: float = 1) -> None:
     """Foundation step on 32 uploads, distillation on them and 96 from replay, or a share of both: the textbook's step
     of an EfficientNet needs 20 GB else."""
-    generator = torch.Generator().manual_seed(0)
-    uploaded, drawn = round(share * Schedule.step_uploads), round(share * Schedule.replay_draw)
-    images_BCHW = torch.randn(uploaded + drawn, 3, *pair.size, generator=generator)
-    uploads, replayed = images_BCHW[:uploaded], images_BCHW[uploaded:]
-    adapters = {name: create_adapter("cema-paper", pair.edge, pair.foundation, way) for name, way in WAYS.items()}
-    contestants = {name: _stepper(adapter, uploads, replayed) for name, adapter in adapters.items()}
-    for step in contestants.values():
-        step()
+    _same_step(sheet, pair_name, pair, share)
+    ways = {name: way for name, way in WAYS.items() if name != "bfloat16" or has_bfloat16()}
+    with ExitStack() as stack:
+        steppers = {name: stack.enter_context(_stepper(pair, way, share)) for name, way in ways.items()}
+        take_turns({name: each.step for name, each in steppers.items()}, rounds=rounds)
+    taken = {name: each.seconds[1:] for name, each in steppers.items()}
+    detail = _detail(taken, steppers, share)
+    for name, aim in (("float32", aims.float32), ("bfloat16", aims.bfloat16)):
+        if name not in taken:
+            continue
+        sheet.at_least(f"adapt step in {name} against the textbook, {pair_name}", "x", aim,
+                       ratio(taken, "textbook", name), detail)  # fmt: skip
+        for other in ("textbook, memory kept", "native"):
+            gain = ratio(taken, other, name)
+            sheet.report(f"adapt step in {name} against the {other} oracle, {pair_name}", "x", gain)
+
+
+def _detail(taken: Mapping[str, list[float]], steppers: Mapping[str, Stepper], share: float) -> str:
+    each = ", ".join(f"{name} {1000 * median(s):.0f} ms {steppers[name].peak_gib:.1f} GiB" for name, s in taken.items())
+    return f"{each}; {128 * share:.0f} images, {torch.get_num_threads()} threads"
+
+
+def _same_step(sheet: Sheet, pair_name: str, pair: PerfPair, share: float) -> None:
+    uploads_BCHW, replayed_BCHW = images(pair.size, min(share, 0.25))
+    adapters = [create_adapter("cema-paper", pair.edge, pair.foundation, options) for options in (TEXTBOOK, FAST)]
+    for adapter in adapters:
+        adapter.step(uploads_BCHW, replayed_BCHW)
     sheet.at_most(
-        f"one step against the oracle's, {pair_name}", "of the largest value", 1e-4,
-        _difference(adapters["textbook"], adapters["fast"]), "norm parameters and statistics of the edge model",
+        f"one step against the oracle's, {pair_name}", "of the largest value", 1e-4, _difference(*adapters),
+        "norm parameters and statistics of the edge model, float32",
     )  # fmt: skip
-    taken = take_turns(contestants, rounds=rounds, warm_up=0)
-    each = ", ".join(f"{name} {median_ms(taken, name):.0f} ms" for name in WAYS)
-    detail = f"{each} for {len(images_BCHW)} images, {torch.get_num_threads()} threads, float32"
-    gain = ratio(taken, "textbook", "fast")
-    sheet.at_least(f"adapt step against the textbook, {pair_name}", "x", at_least, gain, detail)
-    sheet.report(f"adapt step against the native oracle, {pair_name}", "x", ratio(taken, "native", "fast"), detail)
-
-
-def _stepper(adapter: Adapter, uploads: torch.Tensor, replayed: torch.Tensor) -> Callable[[], object]:
-    def step() -> object:
-        gc.collect()
-        return adapter.step(uploads, replayed)
-
-    return step
 
 
 def _difference(oracle: Adapter, fast: Adapter) -> float:
@@ -57,3 +115,17 @@ def _difference(oracle: Adapter, fast: Adapter) -> float:
     return max(
         float(abs(got[name] - value).max() / max(1e-12, float(abs(value).max()))) for name, value in expected.items()
     )
+
+
+@contextmanager
+def _stepper(pair: PerfPair, way: Way, share: float) -> Iterator[Stepper]:
+    job = {
+        "edge": pair.edge_name, "foundation": pair.foundation_name, "weights": str(pair.weights or ""),
+        "options": way.options, "keep_memory": way.keep_memory, "share": share, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "cema.bench.perf.stepper", json.dumps(job)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield Stepper(process)
+        finally:
+            process.kill()

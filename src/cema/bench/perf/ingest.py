@@ -9,13 +9,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
 
 from cema.bench.perf.models import PerfPair
+from cema.bench.perf.resident import resident_mib
 from cema.bench.perf.rows import Sheet
 from cema.bench.perf.service import GROUP, Service
 from cema.config import DeviceConfig, UplinkConfig
@@ -27,7 +27,6 @@ PICTURES, PICTURE_PX, PICTURE_BYTES = 512, 224, 12_000
 """Distinct JPEG pictures, their side and about their size; ids are new every time."""
 SECONDS, SECONDS_OF_MEMORY = 30, 600
 CLOUD_CORE = 0
-_KIB_PER_MIB = 1024
 
 
 def ingest(sheet: Sheet, pair: PerfPair, *, memory: bool) -> None:
@@ -43,9 +42,9 @@ def ingest(sheet: Sheet, pair: PerfPair, *, memory: bool) -> None:
         sheet.at_most("upload, p99", "ms", 250, 1000 * float(np.percentile(latencies, 99)),
                       f"p50 {1000 * float(np.median(latencies)):.0f} ms, {UPLOADERS} busy devices")  # fmt: skip
         if memory:
-            before_mib = _resident_mib(service.process.pid)
+            before_mib = resident_mib(service.process.pid)
             _upload(devices, pictures, fingerprint, SECONDS_OF_MEMORY)
-            grown_mib = _resident_mib(service.process.pid) - before_mib
+            grown_mib = resident_mib(service.process.pid) - before_mib
             sheet.at_most("growth of memory in ten minutes at full speed", "MiB", 16, grown_mib,
                           f"from {before_mib:.0f} MiB, after {SECONDS} s of the same")  # fmt: skip
 
@@ -134,9 +133,3 @@ async def _hold(device: DeviceConfig) -> None:
             await reader.readuntil(b"\r\n\r\n")  # 204 has no body
     finally:
         writer.close()
-
-
-def _resident_mib(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith("VmRSS:"))
-    return int(line.split()[1]) / _KIB_PER_MIB

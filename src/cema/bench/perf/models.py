@@ -41,7 +41,9 @@ class PerfPair:
     @property
     def size(self) -> tuple[int, int]:
         """Of the input, px."""
-        return self.bundle.manifest.preprocess.size
+        recipe = self._load(self.edge_name).preprocess
+        assert recipe is not None
+        return recipe.size
 
     def _load(self, name: str) -> LoadedModel:
         return load_model(name, self.weights / f"{name}.safetensors" if self.weights else None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cema.bench.datasets import load_dataset
-from cema.bench.perf import cloud, edge, ingest, limits, start, swap, wire
+from cema.bench.perf import cloud, edge, fleet, ingest, limits, start, swap, wire
 from cema.bench.perf.models import PerfPair, pairs
 from cema.bench.perf.rows import PerfRow, Sheet
 from cema.cloud.memory import keep_freed_memory
@@ -76,9 +76,16 @@ def _start(sheet: Sheet, present: dict[str, PerfPair], options: PerfOptions) -> 
 
 
 def _cloud(sheet: Sheet, present: dict[str, PerfPair], options: PerfOptions) -> None:
-    targets, shares = {SMALL: 2.5, LARGE: 4.0}, {SMALL: 1.0, LARGE: 0.5}  # targets: without bfloat16
+    aims = {SMALL: cloud.Aims(float32=2.5, bfloat16=3), LARGE: cloud.Aims(float32=4, bfloat16=5)}
+    shares = {SMALL: 1.0, LARGE: 0.5}
     for name, pair in present.items():
-        cloud.adapt_step(sheet, name, pair, targets[name], max(options.rounds // 40, 1), shares[name])
+        cloud.adapt_step(sheet, name, pair, aims[name], max(options.rounds // 20, 1), shares[name])
+
+
+def _fleet(sheet: Sheet, present: dict[str, PerfPair], options: PerfOptions) -> None:
+    pair = present.get(LARGE) or present[SMALL]
+    fleet.further_groups(sheet, pair, 2)
+    fleet.replay(sheet, pair.size, 1.6)
 
 
 def _wire(sheet: Sheet, present: dict[str, PerfPair], options: PerfOptions) -> None:
@@ -95,6 +102,6 @@ def _ingest(sheet: Sheet, present: dict[str, PerfPair], options: PerfOptions) ->
 
 
 SECTIONS: dict[str, Callable[[Sheet, dict[str, PerfPair], PerfOptions], None]] = {
-    "limits": _limits, "start": _start, "edge": _edge, "swap": _swap, "cloud": _cloud, "wire": _wire,
-    "ingest": _ingest,
+    "limits": _limits, "start": _start, "edge": _edge, "swap": _swap, "cloud": _cloud, "fleet": _fleet,
+    "wire": _wire, "ingest": _ingest,
 }  # fmt: skip
