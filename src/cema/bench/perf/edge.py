@@ -33,13 +33,16 @@ CAMERA_PX = (1080, 1920)
 class ShareSelector(Selector):
     """Costs what the paper's filters cost, and keeps ``SELECTED_SHARE`` of whatever comes, evenly spread."""
 
-    _count = 0
+    _owed = 0.0
 
     def select(self, probabilities_BK: Float32Array, entropy_B: Float32Array) -> NDArray[np.bool_]:
         super().select(probabilities_BK, entropy_B)
-        numbers_B = self._count + np.arange(len(entropy_B) + 1)
-        self._count += len(entropy_B)
-        return np.asarray(np.diff(np.floor(numbers_B * SELECTED_SHARE)) > 0)
+        kept = []
+        for _ in range(len(entropy_B)):  # plain numbers: this line-up must not cost what is to be measured
+            self._owed += SELECTED_SHARE
+            kept.append(self._owed >= 1)
+            self._owed -= kept[-1]
+        return np.array(kept, np.bool_)
 
 
 def overhead(sheet: Sheet, pair: PerfPair, batch: int, limit_percent: float, rounds: int) -> None:
