@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from cema.bench.perf.limits import product_flops
 from cema.bench.perf.models import PerfPair
 from cema.bench.perf.rows import Sheet
 from cema.bench.perf.stepper import images
@@ -75,15 +77,15 @@ class Stepper:
 
 
 def adapt_step(sheet: Sheet, pair_name: str, pair: PerfPair, aims: Aims, rounds: int, share: float = 1) -> None:
-    """Foundation step on 32 uploads, distillation on them and 96 from replay, or a share of both: the textbook's step
-    of an EfficientNet needs 20 GB else."""
+    """Foundation step on 32 uploads, distillation on them and 96 from replay, or a share of both: a full textbook step
+    of an EfficientNet needs 20 GB."""
     _same_step(sheet, pair_name, pair, share)
     ways = {name: way for name, way in WAYS.items() if name != "bfloat16" or has_bfloat16()}
     with ExitStack() as stack:
         steppers = {name: stack.enter_context(_stepper(pair, way, share)) for name, way in ways.items()}
         take_turns({name: each.step for name, each in steppers.items()}, rounds=rounds)
     taken = {name: each.seconds[1:] for name, each in steppers.items()}
-    detail = _detail(taken, steppers, share)
+    detail, flop = _detail(taken, steppers, share), _flop(pair, share)
     for name, aim in (("float32", aims.float32), ("bfloat16", aims.bfloat16)):
         if name not in taken:
             continue
@@ -92,11 +94,25 @@ def adapt_step(sheet: Sheet, pair_name: str, pair: PerfPair, aims: Aims, rounds:
         for other in ("textbook, memory kept", "native"):
             gain = ratio(taken, other, name)
             sheet.report(f"adapt step in {name} against the {other} oracle, {pair_name}", "x", gain)
+        rate, limit = flop / median(taken[name]), product_flops(getattr(torch, name))
+        sheet.report(
+            f"FLOP/s of the adapt step in {name}, {pair_name}", "% of a large matrix product's", 100 * rate / limit,
+            f"{flop / 1e9:.0f} GFLOP at {rate / 1e9:.0f} of {limit / 1e9:.0f} GFLOP/s",
+        )  # fmt: skip
 
 
 def _detail(taken: Mapping[str, list[float]], steppers: Mapping[str, Stepper], share: float) -> str:
     each = ", ".join(f"{name} {1000 * median(s):.0f} ms {steppers[name].peak_gib:.1f} GiB" for name, s in taken.items())
     return f"{each}; {128 * share:.0f} images, {torch.get_num_threads()} threads"
+
+
+def _flop(pair: PerfPair, share: float) -> float:
+    """Multiplications and additions of a step, as torch counts them: in convolutions and matrix products alone."""
+    adapter = create_adapter("cema-paper", pair.edge, pair.foundation, {"norm_impl": "fused"})
+    part = share / 8  # what is counted grows with the images
+    with FlopCounterMode(display=False) as counter:
+        adapter.step(*images(pair.size, part))
+    return float(counter.get_total_flops()) * share / part
 
 
 def _same_step(sheet: Sheet, pair_name: str, pair: PerfPair, share: float) -> None:
