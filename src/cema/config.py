@@ -121,13 +121,13 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     tls_ca: str | None = None  # private authority behind tls_certificate (PEM): enrolled devices trust it alone
     tls_client_ca: str | None = None  # PEM; devices then also need a certificate that it signed (mutual TLS)
     behind_tls_proxy: bool = False  # true = plain http beyond this machine: only where a proxy in front speaks TLS
-    max_body_bytes: Bytes = 16 * 1024 * 1024  # of an upload; 16 photographs of 1 MB
+    max_body_bytes: Bytes = 16 * 1024 * 1024  # of an upload, also once inflated; 16 photographs of 1 MB
     max_batch_samples: Count = 256  # samples per upload
     max_poll_wait_s: Seconds = 55.0  # below the 60 s at which proxies cut idle requests
     poll_interval_s: Annotated[float, Meta(gt=0, le=10)] = 0.1  # how often one shared task looks for new versions
     drain_s: Seconds = 10.0  # SIGTERM: time for running requests and the running step
     device_requests_per_s: Rate = 100.0  # of one device, in the long run; it is told to wait beyond; 0 = unlimited
-    device_upload_bytes_per_s: Rate = 16 * 1024 * 1024  # of one device, likewise; 0 = unlimited
+    device_upload_bytes_per_s: Rate = 16 * 1024 * 1024  # of one device, likewise, as inflated; 0 = unlimited
 
 
 class AdminConfig(Section, frozen=True, kw_only=True):

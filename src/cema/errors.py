@@ -8,7 +8,7 @@ CemaError
 ├── ConfigError            a file or an option that cannot be used
 │   └── PlainHttpError     secrets would cross a network unencrypted
 ├── WireError              bytes that are not the protocol
-│   ├── MessageError, ImageError, SizeLimitError
+│   ├── MessageError, EncodingError, ImageError, SizeLimitError
 │   ├── UpdateError        ├── SignatureError, BaseMismatchError, UpdateContentError
 │   └── BundleError
 ├── ExportError            a torch model that cannot become a bundle
@@ -75,6 +75,12 @@ class MessageError(WireError):
     """A body or an answer that is not the message expected, or values in it that cannot be."""
 
     code = "message_invalid"
+
+
+class EncodingError(WireError):
+    """A body in a Content-Encoding that the cloud does not take."""
+
+    code, http_status = "encoding_unsupported", 415
 
 
 class ImageError(WireError):

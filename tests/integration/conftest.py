@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import ssl
 import threading
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -55,6 +56,8 @@ class ScriptedCloud:
         self.difference: Callable[[int], tuple[bytes, int]] | None = None  # have -> (difference, its base)
         self.batches: list[SampleBatch] = []
         self.paths: list[str] = []
+        self.inflates = False  # whether it takes deflated uploads, and says so, as clouds of today do
+        self.codings: list[str | None] = []  # Content-Encoding of each upload, refused ones, too
         self.script: deque[Answer] = deque()  # answers to the next uploads, before anything else is looked at
         self.judge: Callable[[SampleBatch], Answer | None] = lambda batch: None
         self.released = threading.Event()
@@ -98,16 +101,19 @@ class ScriptedCloud:
             return self._latest({key: values[0] for key, values in parse_qs(url.query).items()})
         return error(404, "not_found")
 
-    def answer_post(self, body: bytes) -> Answer:
-        batch = msgspec.msgpack.decode(body, type=SampleBatch)
+    def answer_post(self, body: bytes, coding: str | None) -> Answer:
         with self.changed:
+            self.codings.append(coding)
             if self.script:
                 return self.script.popleft()
+            if coding is not None and not self.inflates:
+                return error(400, "message_invalid")  # an old cloud, which does not look at the header
+            batch = msgspec.msgpack.decode(body if coding is None else zlib.decompress(body), type=SampleBatch)
             verdict = self.judge(batch)
             if verdict is None:
                 self.batches.append(batch)
                 self.changed.notify_all()
-        return verdict or (200, {}, encode(UploadReceipt(
+        return verdict or (200, {"Accept-Encoding": "gzip;q=0, Deflate"} if self.inflates else {}, encode(UploadReceipt(
             accepted=len(batch.samples), duplicates=0, rejected=[], latest_version=0, server_time_ms=1_000_000,
         )))  # fmt: skip
 
@@ -154,7 +160,7 @@ def _handler(cloud: ScriptedCloud) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            self._answer(lambda: cloud.answer_post(body))
+            self._answer(lambda: cloud.answer_post(body, self.headers["Content-Encoding"]))
 
         def _answer(self, make: Callable[[], Answer]) -> None:
             with cloud.changed:

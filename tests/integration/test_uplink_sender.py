@@ -1,4 +1,4 @@
-"""Uploads against a scripted cloud: retry, refusal, budget, prompt close."""
+"""Uploads against a scripted cloud: retry, refusal, deflated bodies, budget, prompt close."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from cema.edge.counters import EdgeCounters
 from cema.edge.outbox import Outbox
 from cema.edge.sender import Sender
 from cema.edge.worker import Backoff, Worker
-from cema.errors import OverloadedError, TransportError
-from cema.wire.messages import Rejection, Sample, SampleBatch, UploadReceipt
+from cema.errors import EncodingError, OverloadedError, TransportError
+from cema.wire.messages import Rejection, Sample, SampleBatch, UploadReceipt, encode_msgpack
 
 SERVER_S = 1000.0  # the scripted cloud's clock
 
@@ -135,6 +135,77 @@ def test_samples_that_the_receipt_rejects_are_deleted_and_counted(scripted_cloud
     assert len(rig.outbox) == 0
     assert rig.counters.uploaded == 2
     assert rig.sender.dropped() == {"rejected": 1}
+
+
+@pytest.fixture
+def rig(make_rig: Callable[..., Rig]) -> Rig:
+    """With two batches to send."""
+    made = make_rig(batch_samples=8)
+    made.outbox.add(samples(16))
+    return made
+
+
+def test_a_device_deflates_once_the_cloud_has_said_that_it_takes_that(scripted_cloud: Any, rig: Rig) -> None:
+    scripted_cloud.inflates = True
+    rig.steps(1)
+    before = rig.counters.bytes_up
+    rig.steps(2)
+    assert scripted_cloud.codings == [None, "deflate", "deflate"]
+    assert scripted_cloud.samples == samples(16)
+    sent = rig.counters.bytes_up - before
+    assert sent < 0.8 * sum(len(encode_msgpack(batch)) for batch in scripted_cloud.batches[1:])
+
+
+def test_an_old_cloud_gets_plain_bodies(scripted_cloud: Any, rig: Rig) -> None:
+    rig.steps(3)
+    assert scripted_cloud.codings == [None] * 3
+    assert scripted_cloud.samples == samples(16)
+
+
+@pytest.mark.parametrize("refusal", ["an old cloud", "a proxy"])
+def test_what_is_refused_deflated_is_sent_as_it_is_from_then_on(
+    scripted_cloud: Any, rig: Rig, refuse: Callable[..., Any], refusal: str
+) -> None:
+    scripted_cloud.inflates = True
+    rig.steps(1)
+    if refusal == "an old cloud":
+        scripted_cloud.inflates = False
+    else:
+        scripted_cloud.script.append((415, {}, b"<html>unsupported</html>"))
+    rig.steps(2)
+    assert scripted_cloud.codings == [None, "deflate", None, None]
+    assert scripted_cloud.samples == samples(16)
+    assert rig.sender.dropped() == {}
+
+
+def test_a_deflated_batch_that_is_too_large_is_halved_and_stays_deflated(
+    scripted_cloud: Any, rig: Rig, refuse: Callable[..., Any]
+) -> None:
+    scripted_cloud.inflates = True
+    rig.steps(1)
+    scripted_cloud.script.append(refuse(413, "too_large"))
+    rig.steps(1)
+    assert scripted_cloud.codings == [None, "deflate", "deflate", "deflate"]
+    assert [len(batch.samples) for batch in scripted_cloud.batches] == [0, 4, 4]
+
+
+def test_a_heartbeat_that_is_refused_deflated_goes_as_it_is(scripted_cloud: Any, rig: Rig) -> None:
+    scripted_cloud.inflates = True
+    rig.steps(3)
+    rig.counters.lost("r" * 64, 7)  # something to say: a report that becomes shorter
+    scripted_cloud.inflates = False
+    rig.steps(1)
+    assert scripted_cloud.codings[-2:] == ["deflate", None]
+    assert scripted_cloud.batches[-1].dropped == {"r" * 64: 7}
+
+
+def test_a_plain_body_that_something_calls_unsupported_costs_no_sample(scripted_cloud: Any, rig: Rig) -> None:
+    rig.steps(1)
+    scripted_cloud.script.append((415, {}, b"<html>unsupported</html>"))
+    with pytest.raises(EncodingError):
+        rig.steps(1)
+    rig.steps(2)
+    assert scripted_cloud.samples == samples(16)
 
 
 def test_the_byte_budget_holds_over_a_restart_and_ends_with_the_day(scripted_cloud: Any, make_rig: Any) -> None:

@@ -25,6 +25,7 @@ from cema.errors import (
     CemaError,
     ConfigError,
     ConflictError,
+    EncodingError,
     EnrolmentError,
     ForbiddenError,
     MessageError,
@@ -34,6 +35,7 @@ from cema.errors import (
     SizeLimitError,
     TransportError,
 )
+from cema.wire.body import DEFLATE, UploadBody, pack_batch
 from cema.wire.bundle import MAX_BUNDLE_BYTES
 from cema.wire.messages import (
     BASE_HEADER,
@@ -60,6 +62,7 @@ _VERSION_DIGITS = 10
 _USER_AGENT = "cema-edge"
 _ERRORS: Mapping[int, type[CemaError]] = {
     401: AuthError, 403: ForbiddenError, 404: NotFoundError, 409: ConflictError, 413: SizeLimitError,
+    415: EncodingError,
 }  # fmt: skip
 _HINTS: Mapping[type[CemaError], str] = {
     AuthError: "the device's token is unknown or revoked: run 'cema device enrol' again",
@@ -108,6 +111,8 @@ class CloudClient:
         self._config = config
         self._counters = counters or EdgeCounters()
         self._connections = Connections(url, config)
+        self._cloud_inflates = False
+        self._sends_plain = False
 
     def status(self) -> GroupStatus:
         """What the group runs: ``GET /v1/groups/{group}``."""
@@ -116,13 +121,24 @@ class CloudClient:
 
     def upload(self, batch: SampleBatch) -> UploadReceipt:
         """Hand over samples: ``POST .../samples``. Raises BaseMismatchError as well."""
-        return self.upload_bytes(encode_msgpack(batch))
+        return self.upload_body(self.pack(batch))
 
-    def upload_bytes(self, body: bytes) -> UploadReceipt:
-        """As ``upload``, for a batch that is encoded already (its size was needed before)."""
-        self._counters.moved(up=len(body))
-        _, answer, _ = self._request("POST", "/samples", body=body, limit_bytes=MAX_ANSWER_BYTES)
-        return _answer(answer, UploadReceipt)
+    def pack(self, batch: SampleBatch) -> UploadBody:
+        """What ``upload`` would send: deflated once the cloud has said that it takes that."""
+        return pack_batch(batch, deflate=self._cloud_inflates and not self._sends_plain)
+
+    def send_plain(self) -> None:
+        """From now on nothing is deflated: the cloud, or something on the way to it, has refused that."""
+        self._sends_plain = True
+
+    def upload_body(self, body: UploadBody) -> UploadReceipt:
+        """As ``upload``, for a batch that is packed already (its size was needed before). Raises EncodingError, too."""
+        self._counters.moved(up=len(body.data))
+        _, answer, headers = self._request("POST", "/samples", body=body, limit_bytes=MAX_ANSWER_BYTES)
+        receipt = _answer(answer, UploadReceipt)
+        taken = headers.get("Accept-Encoding", "").lower()
+        self._cloud_inflates = DEFLATE in [coding.partition(";")[0].strip() for coding in taken.split(",")]
+        return receipt
 
     def bundle(self) -> tuple[bytes, str]:
         """The group's bundle and its signature (empty if unsigned), not verified: ``GET .../bundle``."""
@@ -157,12 +173,13 @@ class CloudClient:
         self._connections.shut_down()
 
     def _propose(self, token: str, proposal: KeyProposal) -> None:
-        _, body, _ = self._send(token, "POST", "/key", body=encode_msgpack(proposal), limit_bytes=MAX_ANSWER_BYTES)
+        plain = UploadBody(encode_msgpack(proposal), None)
+        _, body, _ = self._send(token, "POST", "/key", body=plain, limit_bytes=MAX_ANSWER_BYTES)
         if _answer(body, KeyReceipt).key_sha256 != proposal.key_sha256:
             raise TransportError("expected the hash of the new key back, got another one")
 
     def _request(
-        self, method: str, path: str, *, limit_bytes: int, body: bytes | None = None, wait_s: float = 0.0
+        self, method: str, path: str, *, limit_bytes: int, body: UploadBody | None = None, wait_s: float = 0.0
     ) -> tuple[int, bytes, Mapping[str, str]]:
         token = self._identity.token(self._propose)
         try:
@@ -175,15 +192,18 @@ class CloudClient:
         return self._send(renewed, method, path, limit_bytes=limit_bytes, body=body, wait_s=wait_s)
 
     def _send(
-        self, token: str, method: str, path: str, *, limit_bytes: int, body: bytes | None = None, wait_s: float = 0.0
-    ) -> tuple[int, bytes, Mapping[str, str]]:
+        self, token: str, method: str, path: str, *, limit_bytes: int, body: UploadBody | None = None,
+        wait_s: float = 0.0,
+    ) -> tuple[int, bytes, Mapping[str, str]]:  # fmt: skip
         timeout = urllib3.Timeout(connect=self._config.connect_timeout_s, read=wait_s + self._config.read_timeout_s)
         headers = {"Authorization": f"Bearer {token}", "User-Agent": _USER_AGENT}
         if body is not None:
             headers["Content-Type"] = MSGPACK_TYPE
+            if body.encoding is not None:
+                headers["Content-Encoding"] = body.encoding
         try:
             response = self._connections.pools.request(
-                method, self._base + path, body=body, headers=headers, timeout=timeout,
+                method, self._base + path, body=body.data if body else None, headers=headers, timeout=timeout,
                 retries=False, redirect=False, preload_content=False,
             )  # fmt: skip
             try:

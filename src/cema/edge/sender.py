@@ -15,8 +15,9 @@ from cema.config import UplinkConfig
 from cema.edge.client import CloudClient
 from cema.edge.counters import EdgeCounters
 from cema.edge.outbox import CORRUPT, REJECTED, Outbox
-from cema.errors import MessageError, OverloadedError, SizeLimitError
-from cema.wire.messages import Sample, SampleBatch, UploadReceipt, encode_msgpack
+from cema.errors import CemaError, EncodingError, MessageError, OverloadedError, SizeLimitError
+from cema.wire.body import UploadBody
+from cema.wire.messages import Sample, SampleBatch, UploadReceipt
 
 SECONDS_PER_DAY = 86_400
 BUDGET_RECHECK_S = 600.0
@@ -133,21 +134,30 @@ class Sender:
             device_id=self._device_id, boot_id=self._boot_id, fingerprint=fingerprint, samples_seen=seen,
             samples=samples, dropped=self.dropped(),
         )  # fmt: skip
-        body = encode_msgpack(batch)
-        self._spend(len(body))
+        body = self._client.pack(batch)
+        self._spend(len(body.data))
         try:
-            receipt = self._client.upload_bytes(body)
-        except (MessageError, SizeLimitError) as error:
-            if not samples:
-                raise
+            receipt = self._client.upload_body(body)
+        except (EncodingError, MessageError, SizeLimitError) as error:
             self._counters.failed(error)
-            self._split(samples, fingerprint)
+            self._try_otherwise(error, body, samples, fingerprint)
             return
         self._reported, self._sent_at_s = seen, time.monotonic()
         self._settle_receipt(receipt, samples)
 
+    def _try_otherwise(self, error: CemaError, body: UploadBody, samples: list[Sample], fingerprint: str) -> None:
+        """A batch was refused as a whole: send it as it is, or in parts. Raises ``error`` if there is no other way."""
+        if body.encoding is not None and not isinstance(error, SizeLimitError):
+            # an older cloud came back, or something in between is in the way: no sample is given up for that
+            self._client.send_plain()
+            self._deliver(samples, fingerprint)
+        elif samples and not isinstance(error, EncodingError):
+            self._split(samples, fingerprint)
+        else:
+            raise error
+
     def _split(self, samples: list[Sample], fingerprint: str) -> None:
-        """A batch was refused as a whole: halve it until the sample that the cloud cannot take is alone."""
+        """Halve a batch until the sample that the cloud cannot take is alone."""
         if len(samples) == 1:
             self._outbox.discard([samples[0].sample_id], REJECTED)
             return

@@ -51,6 +51,8 @@ async def _cema_error(request: Request, error: Exception) -> Response:
     headers = {"WWW-Authenticate": "Bearer"} if error.http_status == HTTPStatus.UNAUTHORIZED else {}
     if error.http_status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         headers["Connection"] = "close"  # the rest of the body will not be read
+    if error.http_status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE:
+        headers["Accept-Encoding"] = str(error.values["taken"])  # RFC 7694
     pause_s = error.values.get("retry_after_s")
     if isinstance(pause_s, int | float):
         headers["Retry-After"] = str(max(1, math.ceil(pause_s)))

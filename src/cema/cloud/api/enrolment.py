@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from cema.cloud.api.answers import json_answer
 from cema.cloud.api.callers import ContextOf, Enrolling, Presented
-from cema.cloud.api.samples import read_body
+from cema.cloud.api.samples import content_coding, read_body
 from cema.cloud.api.schema import answers, body_of
 from cema.errors import AuthError, EnrolmentError, ForbiddenError, MessageError
 from cema.wire.messages import MSGPACK_TYPE, KeyProposal, KeyReceipt, decode_msgpack
@@ -29,13 +29,14 @@ router = APIRouter()
 @router.post(
     "/v1/groups/{group}/key",
     summary="Hand in the hash of the device's new key",
-    responses=answers(KeyReceipt, 400, 401, 403, 409, 413, 429),
+    responses=answers(KeyReceipt, 400, 401, 403, 409, 413, 415, 429),
     openapi_extra=body_of(MSGPACK_TYPE, KeyProposal),
 )
 async def propose_key(
     group: str, request: Request, device: Enrolling, token_sha256: Presented, context: ContextOf
 ) -> Response:
     """The key is valid when this answers; the credential it was handed in with is until the key is used."""
+    content_coding(request)
     body = await read_body(request, MAX_PROPOSAL_BYTES)
     proposal = decode_msgpack(body, KeyProposal, limit_bytes=MAX_PROPOSAL_BYTES)
     if proposal.device_id != device.device_id:

@@ -1,7 +1,7 @@
 """``POST /v1/groups/{group}/samples``: devices hand in what they selected.
 
-The body is hostile: its size is limited while it arrives, every image's header is looked at, and what can never be
-trained on is refused sample by sample, so that one bad picture does not cost its batch.
+The body is hostile: its size is limited while it arrives and while it is inflated, every image's header is looked at,
+and what can never be trained on is refused sample by sample, so that one bad picture does not cost its batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from cema.cloud.api.callers import ContextOf, Device
 from cema.cloud.api.context import Context
 from cema.cloud.api.schema import answers, body_of
 from cema.cloud.store.base import DeviceRow
-from cema.errors import ForbiddenError, MessageError, SizeLimitError, WireError
+from cema.errors import EncodingError, ForbiddenError, MessageError, SizeLimitError, WireError
+from cema.wire.body import DEFLATE, inflate
 from cema.wire.image import check_image
 from cema.wire.messages import (
     BOOT_ID_BYTES,
@@ -45,17 +46,35 @@ router = APIRouter()
 @router.post(
     "/v1/groups/{group}/samples",
     summary="Upload a batch of selected samples",
-    responses=answers(UploadReceipt, 400, 401, 403, 413, 422, 429),
+    responses=answers(UploadReceipt, 400, 401, 403, 413, 415, 422, 429),
     openapi_extra=body_of(MSGPACK_TYPE, SampleBatch),
 )
 async def upload(group: str, request: Request, device: Device, context: ContextOf) -> Response:
     """Durable when answered, idempotent by sample id. ``rejected`` samples are refused for ever."""
     context.upload_bytes.check(device.device_id)
+    deflated = content_coding(request, DEFLATE) is not None
     body = await read_body(request, context.config.server.max_body_bytes)
     context.upload_bytes.spend(device.device_id, len(body))
-    receipt = await run_in_threadpool(_store, context, device, body)
+    receipt = await run_in_threadpool(_take, context, device, body, deflated)
     _count(context, group, len(body), receipt)
-    return json_answer(receipt)
+    answer = json_answer(receipt)
+    answer.headers["Accept-Encoding"] = DEFLATE  # RFC 7694: what a later request may use
+    return answer
+
+
+def content_coding(request: Request, *taken: str) -> str | None:
+    """Which of the codings ``taken`` a body is in, None for one as it is. Raises EncodingError."""
+    coding = ", ".join(request.headers.getlist("content-encoding")).strip().lower() or "identity"
+    if coding == "identity":
+        return None
+    if coding not in taken:
+        raise EncodingError(
+            f"expected a body without Content-Encoding{' or with ' if taken else ''}{' or '.join(taken)}, "
+            f"got {coding[:80]!r}",
+            hint="send the body as it is",
+            taken=", ".join(taken) or "identity",
+        )
+    return coding
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:
@@ -85,6 +104,21 @@ async def _too_large(request: Request, limit_bytes: int) -> SizeLimitError:
         hint="send fewer samples per batch (uplink.batch_bytes), or raise server.max_body_bytes",
         limit_bytes=limit_bytes,
     )
+
+
+def _take(context: Context, device: DeviceRow, body: bytes, deflated: bool) -> UploadReceipt:
+    return _store(context, device, _inflate(context, device, body) if deflated else body)
+
+
+def _inflate(context: Context, device: DeviceRow, body: bytes) -> bytes:
+    """The plain body, counted in full: what a device may make of the cloud's time does not depend on its coding."""
+    size_bytes = limit_bytes = context.config.server.max_body_bytes
+    try:
+        plain = inflate(body, limit_bytes)
+        size_bytes = len(plain)
+    finally:  # a bomb has cost as much as the largest body
+        context.upload_bytes.spend(device.device_id, max(0, size_bytes - len(body)))
+    return plain
 
 
 def _store(context: Context, device: DeviceRow, body: bytes) -> UploadReceipt:

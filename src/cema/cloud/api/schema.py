@@ -23,6 +23,7 @@ _MEANING = {
     404: "There is no such thing",
     409: "The request contradicts what is stored",
     413: "More bytes or samples than allowed",
+    415: "A Content-Encoding that is not taken here; Accept-Encoding says which are",
     422: "A parameter is missing or out of range",
     429: "Too much at once: wait at least Retry-After",
     503: "The store does not answer",
