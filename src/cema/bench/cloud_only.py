@@ -14,8 +14,9 @@ from torch import nn
 from cema.bench.answer import Answer
 from cema.bench.memory_probe import MemoryProbe
 from cema.types import Float32Array, Uint8Array
+from cema.wire.body import pack_batch
 from cema.wire.image import encode_image, read_coding
-from cema.wire.messages import Preprocess, Sample, SampleBatch, encode_msgpack
+from cema.wire.messages import Preprocess, Sample, SampleBatch
 from cema.wire.preprocess import preprocess
 
 
@@ -37,7 +38,7 @@ class CloudOnly:
     def _ask(self, images_BHWC: Uint8Array) -> Answer:
         started = time.perf_counter()
         with self.probe.side("edge"):
-            body = encode_msgpack(self._batch(images_BHWC))
+            body = pack_batch(self._batch(images_BHWC), deflate=True)
         edge_s = time.perf_counter() - started
         started = time.perf_counter()
         with self.probe.side("cloud"):
@@ -46,7 +47,7 @@ class CloudOnly:
         return Answer(
             probabilities_BK,
             uploads=len(images_BHWC),
-            bytes_up=len(body),
+            bytes_up=len(body.data),
             bytes_down=len(msgspec.msgpack.encode(answers)),
             edge_s=edge_s,
             cloud_s=time.perf_counter() - started,

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cema.bench.link import Channel, Link
+from cema.bench.uploads import in_batches
 from cema.config import SelectionConfig
 from cema.edge.selection import SampleSelector, Selector, entropy, softmax
 from cema.edge.session import EdgeSession
 from cema.types import Float32Array, NormParameters, Uint8Array
+from cema.wire.body import pack_batch
 from cema.wire.bundle import Bundle
 from cema.wire.difference import source_base, update_base
 from cema.wire.image import encode_image, read_coding
-from cema.wire.messages import Sample, SampleBatch, encode_msgpack
+from cema.wire.messages import Sample, SampleBatch
 from cema.wire.preprocess import fit
 from cema.wire.update import Update
 
@@ -108,19 +111,26 @@ class Device:
         now_s: float,
         captured_at_ms: int,
     ) -> int:
-        """Hand the selected samples to the link; returns the bytes. Without samples only ``samples_seen`` travels."""
+        """Hand the selected samples to the link, in the batches of a device; returns the bytes.
+
+        Without samples only ``samples_seen`` travels, which counts nothing here.
+        """
         samples = [
             self._sample(image, probability_K, h, captured_at_ms)
             for image, probability_K, h in zip(images, probabilities_NK, entropy_N, strict=True)
         ]
+        parts = [*in_batches(samples)] or [[]]
+        return sum(self._send(part, now_s) for part in parts)
+
+    def _send(self, samples: Sequence[Sample], now_s: float) -> int:
         batch = SampleBatch(
             device_id=self.name,
             boot_id=self.boot_id,
             fingerprint=self.bundle.manifest.fingerprint,
             samples_seen=self.seen,
-            samples=samples,
+            samples=list(samples),
         )
-        size = len(encode_msgpack(batch)) if samples else 0
+        size = len(pack_batch(batch, deflate=True).data) if samples else 0
         self.outgoing.append(Sending(self.up.send(size, now_s), batch, size))
         return size
 

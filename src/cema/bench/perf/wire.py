@@ -7,41 +7,34 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from cema.bench.corruptions import COMMON
 from cema.bench.datasets import Dataset
 from cema.bench.perf.models import PerfPair
 from cema.bench.perf.rows import Sheet
+from cema.bench.uploads import AT_ONCE, SAMPLES, corrupted, upload_bytes
 from cema.cloud.adapt import create_adapter
 from cema.cloud.adapt.base import Schedule
 from cema.edge.session import EdgeSession
 from cema.types import NormParameters
 from cema.wire.difference import apply_difference, count_values, encode_difference, source_base, update_base
-from cema.wire.image import encode_image
-from cema.wire.messages import Preprocess, UpdateManifest
+from cema.wire.messages import UpdateManifest
 from cema.wire.preprocess import fit, normalise
 from cema.wire.update import encode_update, open_update
 
-SAMPLES = 40
-"""Photographs per corruption behind a mean size."""
-SEVERITY = 5
 STEPS = 6
 """Adapt steps behind the sizes of updates; a version after each."""
 
 
 def samples(sheet: Sheet, dataset: Dataset, size: tuple[int, int], limit_bytes: float, full_bytes: int) -> None:
-    """Bytes of an uploaded picture as devices code it by default, over the fifteen corruptions.
+    """Bytes of an uploaded sample as devices send it by default, over the fifteen corruptions.
 
     full_bytes: what the published code sends, the normalised tensor.
     """
-    pixels = dataset.part(0, SAMPLES)
-    means = {}
-    for name in COMMON:
-        pictures = [fit(picture, Preprocess(size=size)) for picture in pixels.condition(name, SEVERITY, 0)]
-        means[name] = float(np.mean([len(encode_image(picture, "auto")) for picture in pictures]))
+    means = {name: upload_bytes(pictures, "auto") for name, pictures in corrupted(dataset, size).items()}
     worst = max(means, key=lambda name: means[name])
     mean = float(np.mean(list(means.values())))
-    detail = f"worst {worst} {means[worst]:.0f} B; the published code sends {full_bytes} B, {full_bytes / mean:.0f} x"
-    sheet.at_most(f"bytes of a sample, {size[1]} px", "B", limit_bytes, mean, detail)
+    sheet.at_most(f"bytes of a sample, {size[1]} px", "B", limit_bytes, mean,
+                  f"{SAMPLES // AT_ONCE} full uploads each, worst {worst} {means[worst]:.0f} B; the published code "
+                  f"sends {full_bytes} B, {full_bytes / mean:.0f} x")  # fmt: skip
 
 
 def updates(sheet: Sheet, pair: PerfPair, dataset: Dataset) -> None:
