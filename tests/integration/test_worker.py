@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cema.cloud.export import build_bundle
+from cema.cloud.int8 import quantised
 from cema.cloud.keys import signing_key
 from cema.cloud.models import load_model
 from cema.cloud.pool import ModelPool
@@ -18,6 +19,7 @@ from cema.cloud.store import open_store
 from cema.cloud.store.base import BlobStore, Store
 from cema.cloud.worker import HOUSEKEEPING_INTERVAL_S, Worker
 from cema.config import GroupConfig, ServeConfig, ServerConfig, WorkerConfig
+from cema.edge.session import EdgeSession
 from cema.wire import signing
 from cema.wire.bundle import encode_bundle, load_bundle
 from cema.wire.image import encode_image
@@ -45,12 +47,17 @@ def foundation():
 
 
 class Cloud:
-    def __init__(self, folder: Path, edge_models: dict[str, str], data_dir: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, edge_models: dict[str, str], data_dir: Path | None = None, *, int8: bool = False
+    ) -> None:
         self.now_ms, self.sent = 1_000_000, 0
         model = load_model("worker_models:edge")
         self.bundle = build_bundle(
             model.module, name=model.name, preprocess=Preprocess(size=(8, 8)), classes=["a", "b", "c"]
         )
+        if int8:
+            pictures = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), np.uint8)
+            self.bundle, _ = quantised(self.bundle, pictures)
         (folder / "edge.bundle").write_bytes(encode_bundle(self.bundle))
         groups = {
             name: GroupConfig(
@@ -109,6 +116,22 @@ def test_worker_turns_uploads_into_a_signed_version(folder: Path) -> None:
     source = cloud.bundle.source_parameters()
     assert any(not np.array_equal(update.parameters[name], source[name]) for name in source)
     assert not worker.once()
+
+
+def test_devices_in_int8_are_served_by_the_float_model(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cloud = Cloud(folder, {"g": "worker_models:edge", "wrong": "worker_models:other_edge"}, int8=True)
+    for group in ("g", "wrong"):
+        cloud.upload(group, 32)
+    worker = cloud.worker()
+    while worker.once():
+        pass
+    update = open_update(cloud.blobs.get(cloud.store.update("g", 1).blob), cloud.bundle.manifest)
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (8, 8, 8, 3), np.uint8)
+    before = EdgeSession(cloud.bundle, cloud.bundle.source_parameters(), 0).logits(images)
+    assert np.abs(EdgeSession(cloud.bundle, update.parameters, 1).logits(images) - before).max() > 0
+    assert cloud.store.group("wrong").latest_version == 0
+    assert "was not built from edge_model" in caplog.text
 
 
 def test_a_broken_group_does_not_keep_the_worker_from_the_others(

@@ -98,6 +98,13 @@ def test_another_protocol_is_refused(tiny_bundle: Bundle) -> None:
         decode_bundle(forged(tiny_bundle, protocol=2))
 
 
+def test_a_precision_of_a_later_version_is_refused(tiny_bundle: Bundle) -> None:
+    for precision in ("float32", "int8"):
+        assert decode_bundle(forged(tiny_bundle, precision=precision)).manifest.precision == precision
+    with pytest.raises(BundleError, match="precision of float32 or int8, got 'int4'"):
+        decode_bundle(forged(tiny_bundle, precision="int4"))
+
+
 def test_other_files_in_the_zip_are_refused(tiny_bundle: Bundle) -> None:
     manifest: BundleManifest = tiny_bundle.manifest
     files = [

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from cema.cloud.npz import array_header
 from cema.errors import ConfigError
 from cema.types import Uint8Array
 
@@ -42,7 +41,8 @@ def labelled_arrays(path: Path) -> tuple[Uint8Array, NDArray[np.int64]]:
         with zipfile.ZipFile(path) as archive:
             for name, check in (("images", check_images), ("labels", check_labels)):
                 with archive.open(f"{name}.npy") as member:
-                    check(path, *_header(member, archive.getinfo(f"{name}.npy").file_size))
+                    shape, dtype, _ = array_header(member, archive.getinfo(f"{name}.npy").file_size)
+                    check(path, shape, dtype)
         with np.load(path, allow_pickle=False) as content:
             images, labels = content["images"], content["labels"]
     except _UNREADABLE as error:
@@ -79,16 +79,3 @@ def in_range(labels: NDArray[np.int64], count: int, path: Path) -> NDArray[np.in
     if labels.min() < 0 or labels.max() >= count:
         raise ConfigError(f"expected labels of 0 to {count - 1} in {path}, got {labels.min()} to {labels.max()}")
     return labels
-
-
-def _header(member: IO[bytes], size_bytes: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and dtype of an array in an archive; ValueError where they promise more than the member holds."""
-    version = npy.read_magic(member)
-    read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
-    if read is None:
-        raise ValueError(f"unknown format {version} of a numpy array")
-    shape, _, dtype = read(member)
-    promised = math.prod(shape) * dtype.itemsize
-    if not dtype.hasobject and promised != size_bytes - member.tell():
-        raise ValueError(f"an array of {promised} bytes promised, {size_bytes - member.tell()} there")
-    return shape, dtype

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,10 +63,18 @@ def bundle() -> None:
     show_default=True,
     help="What the graph takes: pixels, or normalised float32 for accelerators that cannot cast.",
 )
+@click.option("--int8", is_flag=True, help="Let the graph compute in int8; needs --calibration.")
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="DIR|NPZ",
+    help="Pictures as the device sees them: a folder, or an .npz with 'images'.",
+)
 @json_option
 def build(
-    model: str, weights: Path | None, out: Path, classes: str | None, input_type: str, as_json: bool, **recipe: Any
-) -> None:
+    model: str, weights: Path | None, out: Path, classes: str | None, input_type: str, int8: bool,
+    calibration: Path | None, as_json: bool, **recipe: Any,
+) -> None:  # fmt: skip
     """Export MODEL (a known name or module:factory) and check it against torch.
 
     Known names bring preprocessing and classes; module:factory needs --size and --classes.
@@ -74,6 +82,10 @@ def build(
     from cema.cloud.export import build_bundle
     from cema.cloud.models import load_model
 
+    if int8 and calibration is None:
+        raise ConfigError("--int8 needs pictures to calibrate with", hint="give --calibration DIR, or an .npz")
+    if calibration is not None and not int8:
+        raise ConfigError("--calibration is for int8 bundles only", hint="add --int8, or leave it out")
     loaded = load_model(model, weights)
     built = build_bundle(
         loaded.module,
@@ -82,8 +94,11 @@ def build(
         classes=_classes(loaded, classes),
         input_type=input_type,
     )
+    fidelity: dict[str, Any] = {}
+    if calibration is not None:
+        built, fidelity = _in_int8(built, calibration)
     _write(out, encode_bundle(built))
-    _report(built, out, as_json)
+    _report(built, out, as_json, fidelity)
 
 
 @bundle.command()
@@ -92,6 +107,14 @@ def build(
 def inspect(file: Path, as_json: bool) -> None:
     """Check FILE and print what is in it."""
     _report(load_bundle(file), file, as_json)
+
+
+def _in_int8(built: Bundle, calibration: Path) -> tuple[Bundle, dict[str, Any]]:
+    from cema.cloud.calibration import load_pictures
+    from cema.cloud.int8 import quantised
+
+    made, fidelity = quantised(built, load_pictures(calibration, built.manifest.preprocess))
+    return made, {"label_agreement": round(fidelity.agreement, 4), "logit_error": round(fidelity.error, 4)}
 
 
 def describe(content: Bundle) -> dict[str, Any]:
@@ -107,6 +130,7 @@ def describe(content: Bundle) -> dict[str, Any]:
         "model": manifest.model,
         "size": list(manifest.preprocess.size),
         "input_type": manifest.input_type or "float32",
+        "precision": manifest.precision or "float32",
         "classes": len(manifest.classes),
         "norm_layers": dict(kinds),
         "norm_bytes": len(content.norm),
@@ -115,15 +139,15 @@ def describe(content: Bundle) -> dict[str, Any]:
     }
 
 
-def _report(content: Bundle, file: Path, as_json: bool) -> None:
-    facts = {"file": str(file), **describe(content)}
+def _report(content: Bundle, file: Path, as_json: bool, measured: Mapping[str, Any] | None = None) -> None:
+    facts = {"file": str(file), **describe(content), **(measured or {})}
     if as_json:
         emit_json(facts)
         return
     facts["size"] = " x ".join(map(str, facts["size"]))
     facts["norm_layers"] = ", ".join(f"{count} {kind}" for kind, count in facts["norm_layers"].items())
     for key, value in facts.items():
-        click.echo(f"{key:13} {value}")
+        click.echo(f"{key:15} {value}")
 
 
 def _preprocess(loaded: LoadedModel, recipe: dict[str, Any]) -> Preprocess:

@@ -73,7 +73,7 @@ def check_parity(module: nn.Module, bundle: Bundle) -> None:
     rng, recipe = np.random.default_rng(PARITY_SEED), bundle.manifest.preprocess
     source = bundle.source_parameters()
     twin = copy.deepcopy(module).cpu().float().eval()
-    for what, parameters in (("source", source), ("perturbed", _perturbed(source, rng))):
+    for what, parameters in (("source", source), ("perturbed", perturbed(source, rng))):
         write_parameters(twin, parameters)
         session = open_session(bundle, parameters)
         for batch in PARITY_BATCHES:
@@ -143,7 +143,7 @@ def open_session(bundle: Bundle, parameters: Mapping[str, Float32Array], threads
     return ort.InferenceSession(bundle.model, options, providers=["CPUExecutionProvider"])
 
 
-def _perturbed(source: NormParameters, rng: np.random.Generator) -> NormParameters:
+def perturbed(source: NormParameters, rng: np.random.Generator) -> NormParameters:
     """Other values of the same size; variances stay positive."""
     changed = {}
     for name, value in source.items():

@@ -12,6 +12,7 @@ from torch import nn
 from cema.cloud.adapt import create_adapter
 from cema.cloud.adapt.base import Adapter
 from cema.cloud.export import check_parity
+from cema.cloud.int8 import check_origin
 from cema.cloud.models import load_model
 from cema.cloud.norms import read_parameters
 from cema.cloud.sharing import SharedAdapter
@@ -58,7 +59,7 @@ def _check_same(edge: nn.Module, bundle: Bundle, group: GroupConfig) -> None:
     same = source.keys() == built.keys() and all(np.array_equal(source[name], built[name]) for name in built)
     try:
         if same:
-            check_parity(edge, bundle)
+            (check_origin if bundle.manifest.precision == "int8" else check_parity)(edge, bundle)
             return
     except ExportError as error:
         log.warning("%s", error)

@@ -31,6 +31,7 @@ _FILES = (MANIFEST_FILE, MODEL_FILE, NORM_FILE)
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 _ITEM_BYTES = 4
 INPUT_TYPES = ("uint8", "float32")
+PRECISIONS = ("float32", "int8")
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,10 @@ def _check(bundle: Bundle) -> None:
     if manifest.input_type not in (*INPUT_TYPES, msgspec.UNSET):
         raise BundleError(
             f"expected an input of {' or '.join(INPUT_TYPES)}, got {manifest.input_type!r}", hint="upgrade cema"
+        )
+    if manifest.precision not in (*PRECISIONS, msgspec.UNSET):
+        raise BundleError(
+            f"expected a precision of {' or '.join(PRECISIONS)}, got {manifest.precision!r}", hint="upgrade cema"
         )
     if not manifest.norm or len({tensor.name for tensor in manifest.norm}) != len(manifest.norm):
         raise BundleError("expected at least one patchable norm tensor, each with a name of its own")

@@ -174,6 +174,8 @@ class BundleManifest(Message, frozen=True, kw_only=True):
 
     input_type: ``uint8`` (pixels [B, H, W, 3], the graph normalises them) or ``float32`` (normalised, [B, 3, H, W]);
     UNSET, as in the first bundles, means float32 and is not written, so that they keep their bytes.
+    precision: ``int8`` when the graph computes in integers (ADR 13); UNSET means float32. Norm tensors and updates are
+    float32 either way.
     """
 
     fingerprint: str
@@ -186,6 +188,7 @@ class BundleManifest(Message, frozen=True, kw_only=True):
     protocol: int = PROTOCOL_VERSION
     opset: int = 0
     input_type: str | msgspec.UnsetType = msgspec.UNSET
+    precision: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class UpdateManifest(Message, frozen=True, kw_only=True):

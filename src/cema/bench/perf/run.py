@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cema.bench.datasets import load_dataset
-from cema.bench.perf import cloud, edge, fleet, ingest, limits, start, swap, wire
+from cema.bench.perf import cloud, edge, fleet, ingest, int8, limits, start, swap, wire
 from cema.bench.perf.models import PerfPair, pairs
 from cema.bench.perf.rows import PerfRow, Sheet
+from cema.cloud.adapt import Options
 from cema.cloud.memory import keep_freed_memory
 from cema.errors import ConfigError
 
@@ -97,11 +98,22 @@ def _wire(sheet: Sheet, present: dict[str, PerfPair], options: PerfOptions) -> N
         wire.updates(sheet, pair, pixels)
 
 
+def _int8(sheet: Sheet, present: dict[str, PerfPair], options: PerfOptions) -> None:
+    fast: Options = {"norm_impl": "fused", "teacher": "onnx"}
+    trials = {
+        SMALL: ("cifar10", int8.Trial("gaussian_noise", 5, (1, 64), fast)),
+        LARGE: ("imagenet", int8.Trial("fog", 3, (1, 8), {**fast, "norm_targets": "batch"})),
+    }
+    for name, pair in present.items():
+        dataset, trial = trials[name]
+        int8.int8(sheet, pair, load_dataset(dataset, options.data), trial, options.rounds)
+
+
 def _ingest(sheet: Sheet, present: dict[str, PerfPair], options: PerfOptions) -> None:
     ingest.ingest(sheet, next(iter(present.values())), memory=options.memory)
 
 
 SECTIONS: dict[str, Callable[[Sheet, dict[str, PerfPair], PerfOptions], None]] = {
     "limits": _limits, "start": _start, "edge": _edge, "swap": _swap, "cloud": _cloud, "fleet": _fleet,
-    "wire": _wire, "ingest": _ingest,
+    "wire": _wire, "ingest": _ingest, "int8": _int8,
 }  # fmt: skip
