@@ -11,6 +11,7 @@ import click
 
 from cema.cli.output import emit_json, json_option
 
+_SECTIONS = "limits,start,edge,swap,cloud,fleet,wire,ingest,int8"
 _MARK = {True: "met", False: "MISSED", None: ""}
 
 
