@@ -63,5 +63,5 @@ def test_targets_are_met_missed_or_absent() -> None:
 
 
 def test_an_unknown_section_is_refused_before_anything_runs() -> None:
-    with pytest.raises(ConfigError, match="out of limits, start, .*, int8, got speed"):
+    with pytest.raises(ConfigError, match=r"out of limits, start, .*, int8, got speed"):
         measure(["limits", "speed"], PerfOptions(None), lambda name: None)
