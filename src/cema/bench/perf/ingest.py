@@ -26,7 +26,8 @@ from cema.wire.messages import BOOT_ID_BYTES, SAMPLE_ID_BYTES, Sample, SampleBat
 POLLS, BATCH, UPLOADERS = 500, 16, 4
 PICTURES, PICTURE_PX, PICTURE_BYTES = 512, 224, 12_000
 """Distinct JPEG pictures, their side and about their size; ids are new every time."""
-SECONDS, SECONDS_OF_MEMORY = 30, 600
+SECONDS, SECONDS_UNTIL_WARM, MINUTES_OF_MEMORY = 30, 150, 10
+"""Of speed; then until buffers and caches of the process have their size; then of watching its memory."""
 CLOUD_CORE = 0
 
 
@@ -43,11 +44,13 @@ def ingest(sheet: Sheet, pair: PerfPair, *, memory: bool) -> None:
         sheet.at_most("upload, p99", "ms", 250, 1000 * float(np.percentile(latencies, 99)),
                       f"p50 {1000 * float(np.median(latencies)):.0f} ms, {UPLOADERS} busy devices")  # fmt: skip
         if memory:
-            before_mib = resident_mib(service.process.pid)
-            _upload(devices, pictures, fingerprint, SECONDS_OF_MEMORY)
-            grown_mib = resident_mib(service.process.pid) - before_mib
-            sheet.at_most("growth of memory in ten minutes at full speed", "MiB", 16, grown_mib,
-                          f"from {before_mib:.0f} MiB, after {SECONDS} s of the same")  # fmt: skip
+            _upload(devices, pictures, fingerprint, SECONDS_UNTIL_WARM)
+            mib = [resident_mib(service.process.pid)]
+            for _ in range(MINUTES_OF_MEMORY):
+                _upload(devices, pictures, fingerprint, 60)
+                mib.append(resident_mib(service.process.pid))
+            sheet.at_most("growth of memory in ten minutes at full speed", "MiB", 16, max(mib) - mib[0],
+                          "minute by minute " + " ".join(f"{each:.0f}" for each in mib))  # fmt: skip
 
 
 def _picture(seed: int) -> bytes:
