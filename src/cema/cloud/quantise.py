@@ -100,12 +100,12 @@ class _Rewriter:
         weight = numpy_helper.to_array(self._values[node.input[1]])
         bias = numpy_helper.to_array(self._values[node.input[2]]) if len(node.input) > 2 else np.zeros(len(weight))
         norm, last = self._norm_behind(node)
-        output = self._activated(last)
+        output = self._activated(last) if node.op_type == "Conv" else None
         tensors = weight_and_bias(
             self._nodes, name, weight, bias.astype(np.float32), norm, self._stored[source].scale, seen.mean_C
         )
-        self._nodes.copy(node, [self._value(source), *tensors], output.name)
-        if node.op_type == "Conv":
+        self._nodes.copy(node, [self._value(source), *tensors], output.name if output else last)
+        if output:
             self._store(output)
 
     def _norm_behind(self, node: onnx.NodeProto) -> tuple[Norm | None, str]:
