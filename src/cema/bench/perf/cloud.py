@@ -24,6 +24,7 @@ from cema.cloud.adapt.precision import has_bfloat16
 from cema.errors import BenchError
 
 FAST: Options = {"norm_impl": "fused", "teacher": "auto"}
+KEPT = "textbook, memory kept"
 TEXTBOOK: Options = {"norm_impl": "textbook"}
 
 
@@ -37,7 +38,7 @@ class Way:
 
 WAYS = {
     "textbook": Way(TEXTBOOK, keep_memory=False),
-    "textbook, memory kept": Way(TEXTBOOK),
+    KEPT: Way(TEXTBOOK),
     "native": Way({"norm_impl": "native"}),
     "float32": Way(FAST),
     "bfloat16": Way({**FAST, "precision": "bfloat16"}),
@@ -77,23 +78,26 @@ class Stepper:
 
 
 def adapt_step(sheet: Sheet, pair_name: str, pair: PerfPair, aims: Aims, rounds: int, share: float = 1) -> None:
-    """Foundation step on 32 uploads, distillation on them and 96 from replay, or a share of both: a full textbook step
-    of an EfficientNet needs 20 GB."""
-    _same_step(sheet, pair_name, pair, share)
-    ways = {name: way for name, way in WAYS.items() if name != "bfloat16" or has_bfloat16()}
+    """Foundation step on 32 uploads, distillation on them and 96 from replay, or a share of both, and then one
+    contestant less: a full textbook step of an EfficientNet needs 20 GB."""
+    left_out = {name for name in ("bfloat16",) if not has_bfloat16()} | ({KEPT} if share < 1 else set())
     with ExitStack() as stack:
-        steppers = {name: stack.enter_context(_stepper(pair, way, share)) for name, way in ways.items()}
+        steppers = {
+            name: stack.enter_context(_stepper(pair, way, share)) for name, way in WAYS.items() if name not in left_out
+        }
         take_turns({name: each.step for name, each in steppers.items()}, rounds=rounds)
     taken = {name: each.seconds[1:] for name, each in steppers.items()}
     detail, flop = _detail(taken, steppers, share), _flop(pair, share)
+    _same_step(sheet, pair_name, pair, share)
     for name, aim in (("float32", aims.float32), ("bfloat16", aims.bfloat16)):
         if name not in taken:
             continue
         sheet.at_least(f"adapt step in {name} against the textbook, {pair_name}", "x", aim,
                        ratio(taken, "textbook", name), detail)  # fmt: skip
-        for other in ("textbook, memory kept", "native"):
-            gain = ratio(taken, other, name)
-            sheet.report(f"adapt step in {name} against the {other} oracle, {pair_name}", "x", gain)
+        for other in (KEPT, "native"):
+            if other in taken:
+                gain = ratio(taken, other, name)
+                sheet.report(f"adapt step in {name} against the {other} oracle, {pair_name}", "x", gain)
         rate, limit = flop / median(taken[name]), product_flops(getattr(torch, name))
         sheet.report(
             f"FLOP/s of the adapt step in {name}, {pair_name}", "% of a large matrix product's", 100 * rate / limit,

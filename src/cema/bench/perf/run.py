@@ -78,7 +78,7 @@ def _start(sheet: Sheet, present: dict[str, PerfPair], options: PerfOptions) -> 
 
 def _cloud(sheet: Sheet, present: dict[str, PerfPair], options: PerfOptions) -> None:
     aims = {SMALL: cloud.Aims(float32=2.5, bfloat16=3), LARGE: cloud.Aims(float32=4, bfloat16=5)}
-    shares = {SMALL: 1.0, LARGE: 0.25}
+    shares = {SMALL: 1.0, LARGE: 0.1875}
     for name, pair in present.items():
         cloud.adapt_step(sheet, name, pair, aims[name], max(options.rounds // 20, 1), shares[name])
 
