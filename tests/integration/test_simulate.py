@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from cema.bench.datasets import load_dataset
-from cema.bench.link import Link
+from cema.bench.link import LINKS, Link
 from cema.bench.measure import Tally, measure, whole
 from cema.bench.pairs import load_pair, pair_names
 from cema.bench.simulate import Pair, Plan, Simulator, Travel
 from cema.bench.simulated_device import Device, NoSelector
 from cema.bench.streams import Pictures, for_edge, make_streams
 from cema.config import SelectionConfig
+from cema.wire.body import pack_batch
 from cema.wire.messages import UpdateManifest
 from cema.wire.update import Update
 
@@ -79,6 +80,19 @@ def test_the_coding_of_pictures_decides_the_bytes_that_go_up(run: Run) -> None:
     exact, coarse = run(), run(travel=Travel(image_coding="jpeg-30"))
     assert coarse.bytes_up / coarse.uploads < 0.9 * exact.bytes_up / exact.uploads
     assert accuracy(coarse) > accuracy(run(method="source"))
+
+
+def test_a_device_sends_full_uploads_and_a_rest_and_counts_what_travels(pair: Pair) -> None:
+    device = Device("edge-0", pair.bundle, NoSelector(), LINKS["instant"], np.random.default_rng(0), 1, 0)
+    images = np.random.default_rng(1).integers(0, 256, (35, 8, 8, 3), dtype=np.uint8)
+    probabilities_NK = np.full((35, 10), 0.1, np.float32)
+    size = device.upload(images, probabilities_NK, np.ones(35, np.float32), now_s=0.0, captured_at_ms=7)
+    batches = device.arrived(now_s=0.0)
+    assert [len(batch.samples) for batch in batches] == [16, 16, 3]
+    assert [sample.seq for batch in batches for sample in batch.samples] == list(range(35))
+    assert size == sum(len(pack_batch(batch, deflate=True).data) for batch in batches)
+    assert device.upload(images[:0], probabilities_NK[:0], np.ones(0, np.float32), 0.0, 7) == 0
+    assert [batch.samples for batch in device.arrived(now_s=0.0)] == [[]], "samples_seen still travels"
 
 
 def test_late_updates_help_later(run: Run) -> None:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -34,14 +35,17 @@ def test_predict_says_what_the_model_says(device: Any) -> None:
     assert agent.predict([]) == []
 
 
-def test_selected_pixels_arrive_unchanged_once_and_in_order(device: Any) -> None:
-    agent = device.start()
+@pytest.mark.parametrize("coding", ["auto", "png"])
+def test_selected_pixels_arrive_as_coded_once_and_in_order(device: Any, coding: str) -> None:
+    agent = device.start(uplink=msgspec.structs.replace(device.config.uplink, image_coding=coding))
     agent.predict(device.images)
     assert agent.settle(20)
     assert [s.seq for s in device.cloud.samples] == list(range(6))
     assert len({s.sample_id for s in device.cloud.samples}) == 6
     for sample, image in zip(device.cloud.samples, device.images, strict=True):
-        np.testing.assert_array_equal(decode_image(sample.image, sample.codec), image)
+        assert sample.image == encode_image(image, coding)
+        if coding == "png":
+            np.testing.assert_array_equal(decode_image(sample.image, sample.codec), image)
     assert device.cloud.batches[-1].samples_seen == 6
     assert agent.status()["uploaded"] == 6
     assert agent.status()["outbox_samples"] == 0

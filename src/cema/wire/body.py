@@ -1,6 +1,6 @@
 """The body of an upload on its way: a msgpack batch, as one zlib stream where the cloud takes that.
 
-Small pictures gain: most of a JPEG of 32 pixels is code tables, and those of a batch are the same for all (ADR 14).
+Small pictures gain: half of a JPEG of 32 pixels is headers and tables, much the same in all of a batch (ADR 14).
 Inflating is bounded: a short body cannot become a large allocation.
 """
 

@@ -23,8 +23,8 @@ from cema.types import IMAGE_CODING, Uint8Array
 
 CODECS = ("jpeg", "webp", "png", "raw")
 SMALL_MAX_SIDE_PX = 64
-"""Up to this size ``auto`` means SMALL, above it LARGE: small pictures suffer most from coarse colour."""
-SMALL, LARGE = "png", "jpeg-90"
+"""Up to this size ``auto`` means SMALL, above it LARGE: small pictures suffer most from coarse colour (ADR 14)."""
+SMALL, LARGE = "jpeg-95-444", "jpeg-85"
 MAX_PIXELS = 25_000_000
 """Largest picture that is decoded, about 75 MB as RGB; a 12-megapixel camera fits twice."""
 MAX_IMAGE_BYTES = 8 * 1024 * 1024
