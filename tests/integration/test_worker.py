@@ -8,7 +8,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import torch
 
+from cema.cloud.adapt.cema_paper import CemaPaper
 from cema.cloud.export import build_bundle
 from cema.cloud.int8 import quantised
 from cema.cloud.keys import signing_key
@@ -209,3 +211,34 @@ def test_models_are_shared_by_groups_that_adapt_them_alike_and_by_no_others(fold
     assert pool.models(msgspec.structs.replace(group, seed=7), blob) == (bundle, shared)
     assert pool.models(msgspec.structs.replace(group, options={"edge_lr": 0.01}), blob)[1] is not shared
     assert pool.models(msgspec.structs.replace(group, method="bn"), blob)[1] is not shared
+
+
+def test_the_gate_judges_a_group_by_its_own_parameters_whoever_worked_before(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered: list[bytes] = []
+    answer = CemaPaper.edge_logits
+
+    def listen(adapter: CemaPaper, images_BCHW: torch.Tensor) -> torch.Tensor:
+        answered.append(adapter.edge_parameters()["1.running_mean"].tobytes())
+        return answer(adapter, images_BCHW)
+
+    monkeypatch.setattr(CemaPaper, "edge_logits", listen)
+
+    def heard(names: list[str]) -> list[bytes]:
+        """The parameters with which group one was asked, before and after each of its steps."""
+        (folder / "-".join(names)).mkdir()
+        cloud = Cloud(folder, dict.fromkeys(names, "worker_models:edge"), folder / "-".join(names))
+        worker, asked = cloud.worker(), []
+        for turn in range(3):
+            for name in names:
+                cloud.sent = 100 * turn + 1000 * names.index(name)
+                cloud.upload(name, 32)
+                answered.clear()
+                assert worker.once()
+                asked += answered if name == "one" else []
+        return asked
+
+    alone = heard(["one"])
+    assert len(set(alone)) == 4
+    assert heard(["one", "two"]) == alone

@@ -25,9 +25,9 @@ class Answers:
 
 
 def judge(before: torch.Tensor, after: torch.Tensor) -> str | None:
-    gate = Gate(cast(Adapter, Answers(before, after)))
-    gate.before(torch.zeros(len(before), 3, 1, 1))
-    return gate.refusal()
+    gate, adapter = Gate(), cast(Adapter, Answers(before, after))
+    gate.before(adapter, torch.zeros(len(before), 3, 1, 1))
+    return gate.refusal(adapter)
 
 
 def test_collapse_onto_one_class_is_refused_with_both_shares() -> None:

@@ -47,7 +47,7 @@ def test_draws_are_without_replacement_and_repeatable() -> None:
     assert len(replay.draw(80, np.random.default_rng(1))) == 50
 
 
-def test_the_file_has_no_name_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
+def test_pixels_leave_no_file_behind_that_has_a_name(tmp_path: Path) -> None:
     replay = Replay(10, tmp_path)
     fill(replay, 0, 5)
     assert list(tmp_path.iterdir()) == []
@@ -66,3 +66,14 @@ def test_a_full_disk_is_a_storage_error_and_not_a_crash(monkeypatch: pytest.Monk
         with pytest.raises(StorageError, match="replay buffer"):
             fill(replay, 3, 1)
     assert len(replay) == 3
+
+
+def test_a_folder_that_is_not_there_is_a_storage_error_that_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="could not be written") as caught:
+        fill(Replay(10, tmp_path / "gone"), 0, 1)
+    assert "data_dir" in caught.value.hint
+
+
+def test_methods_without_replay_open_no_file(tmp_path: Path) -> None:
+    replay = Replay(0, tmp_path / "gone")
+    assert fill(replay, 1, 3) == [1, 2, 3]

@@ -69,7 +69,7 @@ class Controller:
         self.row = row
         self.checkpoint = row.checkpoint
         self._resume()
-        self.gate = Gate(self.adapter)
+        self.gate = Gate()
         self._good: State = self._saved()  # what the gate goes back to: the state of the last published version
 
     @property
@@ -105,7 +105,7 @@ class Controller:
             replayed_BCHW = None
             if len(self.replay) >= schedule.replay_min:
                 replayed_BCHW = self._input(self.replay.draw(schedule.replay_draw, self.rng))
-            self.gate.before(uploads_BCHW)
+            self.gate.before(self.adapter, uploads_BCHW)
             metrics = self.adapter.step(uploads_BCHW, replayed_BCHW)
         rows, usable = [sample.row_id for sample in uploads], [sample.row_id for sample in good]
         bad = sorted(set(rows) - set(usable))
@@ -113,12 +113,12 @@ class Controller:
 
     def _replay_step(self) -> None:
         images_BCHW = self._input(self.replay.draw(self.schedule.replay_only, self.rng))
-        self.gate.before(images_BCHW)
+        self.gate.before(self.adapter, images_BCHW)
         self._finish(self.adapter.replay_step(images_BCHW))
 
     def _finish(self, metrics: Metrics | None, *, consumed: Sequence[int] = (), evicted: Sequence[int] = ()) -> None:
         """Gate, checkpoint, publish if due, commit."""
-        refusal = self.gate.refusal() if metrics is not None else None
+        refusal = self.gate.refusal(self.adapter) if metrics is not None else None
         if refusal:
             log.warning("group %s: step taken back: %s", self.group, refusal)
             self.adapter.load_state(self._good)

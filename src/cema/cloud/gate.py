@@ -30,25 +30,24 @@ def top_share(logits_BK: torch.Tensor) -> float:
 
 
 class Gate:
-    """Watches one step: ``before`` it, then ``refusal`` after it."""
+    """Watches one step: ``before`` it, then ``refusal`` after it, both of the adapter that makes it."""
 
-    def __init__(self, adapter: Adapter, settings: GateSettings | None = None) -> None:
-        self.adapter = adapter
+    def __init__(self, settings: GateSettings | None = None) -> None:
         self.settings = settings or GateSettings()
         self._images_BCHW: torch.Tensor | None = None
         self._share = 0.0
 
-    def before(self, images_BCHW: torch.Tensor) -> None:
+    def before(self, adapter: Adapter, images_BCHW: torch.Tensor) -> None:
         """Remember how diverse the edge's answers are."""
         self._images_BCHW = images_BCHW
-        self._share = top_share(self.adapter.edge_logits(images_BCHW))
+        self._share = top_share(adapter.edge_logits(images_BCHW))
 
-    def refusal(self) -> str | None:
+    def refusal(self, adapter: Adapter) -> str | None:
         """Why the present parameters must not be published; None if they may."""
         images_BCHW, self._images_BCHW = self._images_BCHW, None  # of many groups' gates, none keeps its images
         if images_BCHW is None:
             return None
-        logits_BK = self.adapter.edge_logits(images_BCHW)
+        logits_BK = adapter.edge_logits(images_BCHW)
         if not bool(torch.isfinite(logits_BK).all()):
             return "the edge model's answers are not finite"
         share, s = top_share(logits_BK), self.settings

@@ -11,13 +11,16 @@ import os
 import tempfile
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from cema.errors import StorageError
 from cema.types import Uint8Array
+
+_HINT = "free space below data_dir, or allow the worker more open files; the samples are safe in the store"
 
 
 class Replay:
@@ -31,8 +34,8 @@ class Replay:
         self._rows: deque[int] = deque()
         self._first = 0
         self._shape: tuple[int, ...] = ()
-        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  # lives as long as the buffer
-        weakref.finalize(self, self._file.close)
+        self._folder = folder
+        self._descriptor: int | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -55,15 +58,31 @@ class Replay:
         images = np.empty((len(chosen), *self._shape), np.uint8)
         for image, index in zip(images, chosen.tolist(), strict=True):
             place = (self._first + index) % self.capacity
-            if os.preadv(self._file.fileno(), [image.data], place * image.nbytes) != image.nbytes:
-                raise StorageError(f"expected {image.nbytes} bytes of a replay picture, found fewer")
+            with _storage("read"):
+                read = os.preadv(self._opened(), [image.data], place * image.nbytes)
+            if read != image.nbytes:
+                raise StorageError(f"expected {image.nbytes} bytes of a replay picture, found {read}", hint=_HINT)
         return images
 
     def _write(self, image: Uint8Array, place: int) -> None:
         self._shape = self._shape or image.shape
-        try:
-            written = os.pwrite(self._file.fileno(), np.ascontiguousarray(image).data, place * image.nbytes)
-        except OSError as error:
-            raise StorageError(f"the replay buffer could not be written: {error.strerror}") from error
+        with _storage("written"):
+            written = os.pwrite(self._opened(), np.ascontiguousarray(image).data, place * image.nbytes)
         if written != image.nbytes:
-            raise StorageError("the replay buffer could not be written: the disk is full")
+            raise StorageError("the replay buffer could not be written: the disk is full", hint=_HINT)
+
+    def _opened(self) -> int:
+        """The file, made when the first picture comes: methods without replay never have one."""
+        if self._descriptor is None:
+            with tempfile.TemporaryFile(dir=self._folder) as file:
+                self._descriptor = os.dup(file.fileno())
+            weakref.finalize(self, os.close, self._descriptor)
+        return self._descriptor
+
+
+@contextmanager
+def _storage(done: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"the replay buffer could not be {done}: {error.strerror}", hint=_HINT) from error

@@ -80,11 +80,9 @@ class Stepper:
 def adapt_step(sheet: Sheet, pair_name: str, pair: PerfPair, aims: Aims, rounds: int, share: float = 1) -> None:
     """Foundation step on 32 uploads, distillation on them and 96 from replay, or a share of both, and then one
     contestant less: a full textbook step of an EfficientNet needs 20 GB."""
-    left_out = {name for name in ("bfloat16",) if not has_bfloat16()} | ({KEPT} if share < 1 else set())
+    ways = {name: way for name, way in WAYS.items() if _runs(name, share)}
     with ExitStack() as stack:
-        steppers = {
-            name: stack.enter_context(_stepper(pair, way, share)) for name, way in WAYS.items() if name not in left_out
-        }
+        steppers = {name: stack.enter_context(_stepper(pair, way, share)) for name, way in ways.items()}
         take_turns({name: each.step for name, each in steppers.items()}, rounds=rounds)
     taken = {name: each.seconds[1:] for name, each in steppers.items()}
     detail, flop = _detail(taken, steppers, share), _flop(pair, share)
@@ -110,13 +108,19 @@ def _detail(taken: Mapping[str, list[float]], steppers: Mapping[str, Stepper], s
     return f"{each}; {128 * share:.0f} images, {torch.get_num_threads()} threads"
 
 
+def _runs(name: str, share: float) -> bool:
+    """Where a full step does not fit into memory, neither do all contestants."""
+    if name == "bfloat16":
+        return has_bfloat16()
+    return name != KEPT or share == 1
+
+
 def _flop(pair: PerfPair, share: float) -> float:
     """Multiplications and additions of a step, as torch counts them: in convolutions and matrix products alone."""
     adapter = create_adapter("cema-paper", pair.edge, pair.foundation, {"norm_impl": "fused"})
-    part = share / 8  # what is counted grows with the images
     with FlopCounterMode(display=False) as counter:
-        adapter.step(*images(pair.size, part))
-    return float(counter.get_total_flops()) * share / part
+        adapter.step(*images(pair.size, share))
+    return float(counter.get_total_flops())
 
 
 def _same_step(sheet: Sheet, pair_name: str, pair: PerfPair, share: float) -> None:

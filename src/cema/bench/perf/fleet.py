@@ -52,7 +52,7 @@ def further_groups(sheet: Sheet, pair: PerfPair, limit_mb: float) -> None:
 
 
 def replay(sheet: Sheet, size: tuple[int, int], limit_gb: float) -> None:
-    """A full replay buffer, and how long a draw takes."""
+    """A full replay buffer, after a draw."""
     with tempfile.TemporaryDirectory(prefix="cema-perf-") as folder:
         before = resident_mib()
         buffer, rng = Replay(REPLAYED, Path(folder)), np.random.default_rng(0)

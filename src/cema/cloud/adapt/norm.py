@@ -174,8 +174,9 @@ def adaptable(
     model.requires_grad_(False)
     for parameter in affine_parameters(model):
         parameter.requires_grad_(True)
+    layout = memory_format(model)
     for weight in (parameter for parameter in model.parameters() if parameter.dim() == 4):
-        weight.data = weight.data.contiguous(memory_format=memory_format(model))
+        weight.data = weight.data.contiguous(memory_format=layout)
     return model.eval()
 
 
