@@ -78,9 +78,9 @@ class Stepper:
 
 
 def adapt_step(sheet: Sheet, pair_name: str, pair: PerfPair, aims: Aims, rounds: int, share: float = 1) -> None:
-    """Foundation step on 32 uploads, distillation on them and 96 from replay, or a share of both, and then one
-    contestant less: a full textbook step of an EfficientNet needs 20 GB."""
-    ways = {name: way for name, way in WAYS.items() if _runs(name, share)}
+    """Foundation step on 32 uploads, distillation on them and 96 from replay, or a share of both: a full textbook step
+    of an EfficientNet needs 20 GB."""
+    ways = {name: way for name, way in WAYS.items() if name != "bfloat16" or has_bfloat16()}
     with ExitStack() as stack:
         steppers = {name: stack.enter_context(_stepper(pair, way, share)) for name, way in ways.items()}
         take_turns({name: each.step for name, each in steppers.items()}, rounds=rounds)
@@ -93,9 +93,8 @@ def adapt_step(sheet: Sheet, pair_name: str, pair: PerfPair, aims: Aims, rounds:
         sheet.at_least(f"adapt step in {name} against the textbook, {pair_name}", "x", aim,
                        ratio(taken, "textbook", name), detail)  # fmt: skip
         for other in (KEPT, "native"):
-            if other in taken:
-                gain = ratio(taken, other, name)
-                sheet.report(f"adapt step in {name} against the {other} oracle, {pair_name}", "x", gain)
+            gain = ratio(taken, other, name)
+            sheet.report(f"adapt step in {name} against the {other} oracle, {pair_name}", "x", gain)
         rate, limit = flop / median(taken[name]), product_flops(getattr(torch, name))
         sheet.report(
             f"FLOP/s of the adapt step in {name}, {pair_name}", "% of a large matrix product's", 100 * rate / limit,
@@ -106,13 +105,6 @@ def adapt_step(sheet: Sheet, pair_name: str, pair: PerfPair, aims: Aims, rounds:
 def _detail(taken: Mapping[str, list[float]], steppers: Mapping[str, Stepper], share: float) -> str:
     each = ", ".join(f"{name} {1000 * median(s):.0f} ms {steppers[name].peak_gib:.1f} GiB" for name, s in taken.items())
     return f"{each}; {128 * share:.0f} images, {torch.get_num_threads()} threads"
-
-
-def _runs(name: str, share: float) -> bool:
-    """Where a full step does not fit into memory, neither do all contestants."""
-    if name == "bfloat16":
-        return has_bfloat16()
-    return name != KEPT or share == 1
 
 
 def _flop(pair: PerfPair, share: float) -> float:
