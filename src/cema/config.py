@@ -89,6 +89,13 @@ class RuntimeConfig(Section, frozen=True, kw_only=True):
     adaptation: Literal["on", "off"] = "on"  # off = source parameters, nothing uploaded
 
 
+class StatisticsConfig(Section, frozen=True, kw_only=True):
+    """Norm statistics that the device measures itself (docs/method.md); for bundles with a statistics graph."""
+
+    follow: Literal["auto", "on", "off"] = "auto"  # auto = as the group's method says, off until the cloud was heard
+    answer_again: bool = True  # first pictures after a change, in batches of 8 and more: predicted a second time
+
+
 class DeviceConfig(Section, frozen=True, kw_only=True):
     """``device.toml``: written by ``cema device enrol``, read by ``cema edge run`` and ``EdgeAgent``."""
 
@@ -104,6 +111,7 @@ class DeviceConfig(Section, frozen=True, kw_only=True):
     outbox: OutboxConfig = OutboxConfig()
     uplink: UplinkConfig = UplinkConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    statistics: StatisticsConfig = StatisticsConfig()
 
 
 # --- cloud: cema.toml --------------------------------------------------------------------------------------------

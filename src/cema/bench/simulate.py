@@ -30,7 +30,10 @@ from cema.cloud.sharing import SharedAdapter
 from cema.cloud.store.base import GroupRow
 from cema.cloud.store.memory import MemoryBlobs, MemoryStore
 from cema.config import ImageCoding, SelectionConfig
+from cema.edge.measuring import MeasuringSession, can_measure
+from cema.edge.pacing import PacedSelector
 from cema.edge.selection import SampleSelector, Selector
+from cema.edge.statistics import LocalStatistics
 from cema.types import NormParameters, Uint8Array
 from cema.wire.bundle import Bundle
 from cema.wire.difference import apply_difference, encode_difference
@@ -40,7 +43,7 @@ from cema.wire.update import Encoding, open_update
 GROUP = WORKER = "bench"
 FPS = 30.0
 """Pictures per second of a device, for links that take time: an ordinary camera."""
-Selecting = Literal["filters", "random", "nothing"]
+Selecting = Literal["filters", "paced", "random", "nothing"]
 _LEASE_MS = 1 << 40
 
 
@@ -65,7 +68,7 @@ class Travel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Plan:
     """How a group is run. delay: batches between the arrival of an update and its use. first_batch: the running
     statistics start from the first batch, on the edge as in the cloud, as in the published code. threads: of the edge
-    session, 0 = one per core."""
+    session, 0 = one per core. statistics: the devices measure their own."""
 
     method: str = "cema-paper"
     options: Options = field(default_factory=dict)
@@ -79,6 +82,7 @@ class Plan:
     link: Link = LINKS["instant"]
     fps: float = FPS
     travel: Travel = Travel()  # noqa: RUF009  # frozen
+    statistics: bool = False
 
 
 class Simulator:
@@ -119,8 +123,12 @@ class Simulator:
     def _device(self, index: int) -> Device:
         rng = np.random.default_rng((self.plan.seed, index))
         link, threads, delay = self.plan.link, self.plan.threads, self.plan.delay
-        coding = self.plan.travel.image_coding
-        return Device(f"edge-{index}", self.pair.bundle, self._selector(rng), link, rng, threads, delay, coding)
+        coding, bundle = self.plan.travel.image_coding, self.pair.bundle
+        own = None
+        if self.plan.statistics and can_measure(bundle):
+            measuring = MeasuringSession(bundle, threads=threads)
+            own = LocalStatistics(measuring, len(bundle.manifest.classes), rng)
+        return Device(f"edge-{index}", bundle, self._selector(rng), link, rng, threads, delay, coding, own)
 
     def _selector(self, rng: np.random.Generator) -> SampleSelector:
         classes = len(self.pair.bundle.manifest.classes)
@@ -128,6 +136,8 @@ class Simulator:
             return NoSelector()
         if self.plan.selecting == "random":
             return RandomSelector(self.plan.selection, classes, rng)
+        if self.plan.selecting == "paced":
+            return PacedSelector(self.plan.selection, classes, rng)
         return Selector(self.plan.selection, classes)
 
     def _predict(self, device: Device, images_BHWC: Uint8Array) -> Answer:

@@ -6,14 +6,16 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from cema.bench.link import Channel, Link
 from cema.bench.uploads import in_batches
 from cema.config import SelectionConfig
-from cema.edge.selection import SampleSelector, Selector, entropy, softmax
+from cema.edge.selection import FollowsStream, SampleSelector, Selector, entropy, softmax
 from cema.edge.session import EdgeSession
+from cema.edge.statistics import LocalStatistics
 from cema.types import Float32Array, NormParameters, Uint8Array
 from cema.wire.body import pack_batch
 from cema.wire.bundle import Bundle
@@ -59,13 +61,14 @@ class Waiting:
     arrives_s: float
     parameters: NormParameters
     version: int
+    domain: int | None = None
     due_step: int | None = None
 
 
 @dataclass
 class Device:
     """One device: predicts, selects, encodes; holds updates back until link and delay let them through. coding: of
-    pictures. base: of the next difference."""
+    pictures. statistics: its own, if it measures them. base: of the next difference."""
 
     name: str
     bundle: Bundle
@@ -75,6 +78,7 @@ class Device:
     threads: int
     delay: int
     coding: str = "auto"
+    statistics: LocalStatistics | None = None
     session: EdgeSession = field(init=False)
     seen: int = 0
     steps: int = 0
@@ -89,19 +93,45 @@ class Device:
         self.down = Channel(self.link, self.link.down_bps, self.rng)
         self.use(self.bundle.source_parameters(), 0)
 
-    def use(self, parameters: NormParameters, version: int) -> None:
-        """Swap the parameters."""
+    def use(self, parameters: NormParameters, version: int, domain: int | None = None) -> None:
+        """Swap the parameters. domain: in which they are good, None = in all."""
+        self.weights, self.domain = parameters, domain
+        self._build(version)
+
+    def _build(self, version: int) -> None:
+        parameters = self.weights
+        if self.statistics is not None:
+            parameters = self.statistics.in_use(self.weights, self.domain)
         self.session = EdgeSession(self.bundle, parameters, version, threads=self.threads)
 
     def predict(self, images_BHWC: Uint8Array) -> tuple[Float32Array, Float32Array, NDArray[np.bool_]]:
         """(probabilities [B, K], entropy [B] in nats, selected [B])."""
         fitted_BHWC = np.stack([fit(image, self.bundle.manifest.preprocess) for image in images_BHWC])
-        probabilities_BK = softmax(self.session.logits(fitted_BHWC))
+        logits_BK = self._logits(fitted_BHWC) if self.statistics is None else self._followed(fitted_BHWC)
+        probabilities_BK = softmax(logits_BK)
         entropy_B = entropy(probabilities_BK)
         kept_B = self.selector.select(probabilities_BK, entropy_B)
         self.seen += len(images_BHWC)
         self.steps += 1
         return probabilities_BK, entropy_B, kept_B
+
+    def _logits(self, fitted_BHWC: Uint8Array) -> Float32Array:
+        return self.session.logits(fitted_BHWC)
+
+    def _followed(self, fitted_BHWC: Uint8Array) -> Float32Array:
+        """Predict, and follow the stream; the first pictures of a world are answered again."""
+        own = self.statistics
+        assert own is not None
+        if changed := own.arrive(fitted_BHWC):
+            self._build(self.session.version)
+        logits_BK = self._logits(fitted_BHWC)
+        due = own.take_in(fitted_BHWC, logits_BK.argmax(axis=1).tolist())
+        if due != "no":
+            own.refresh(own.in_use(self.weights, self.domain))
+            self._build(self.session.version)
+        if isinstance(self.selector, FollowsStream):
+            self.selector.follow(own.trusted(), changed)
+        return self._logits(fitted_BHWC) if due == "now" else logits_BK
 
     def upload(
         self,
@@ -147,6 +177,7 @@ class Device:
             entropy=float(h),
             update_version=self.session.version,
             captured_at_ms=captured_at_ms,
+            domain=self.statistics.domain if self.statistics is not None else msgspec.UNSET,
         )
 
     def arrived(self, now_s: float) -> list[SampleBatch]:
@@ -168,7 +199,9 @@ class Device:
     def fetch(self, size_bytes: int, update: Update, now_s: float) -> None:
         """An update begins its way down, as so many bytes."""
         self.base = update_base(update.data, self.bundle.manifest) or self.base
-        self.waiting.append(Waiting(self.down.send(size_bytes, now_s), update.parameters, update.manifest.version))
+        manifest = update.manifest
+        domain = None if isinstance(manifest.domain, msgspec.UnsetType) else manifest.domain
+        self.waiting.append(Waiting(self.down.send(size_bytes, now_s), update.parameters, manifest.version, domain))
 
     def apply_due(self, now_s: float) -> int:
         """Use the newest update that has been here for ``delay`` batches; returns how many were put to use (0 or 1)."""
@@ -180,5 +213,5 @@ class Device:
             due = self.waiting.popleft()
         if due is None:
             return 0
-        self.use(due.parameters, due.version)
+        self.use(due.parameters, due.version, due.domain)
         return 1

@@ -115,6 +115,7 @@ def _cloud_edge(method: str, found: CloudEdge, pair: Pair, conditions: Condition
         seed=conditions.seed,
         delay=conditions.delay,
         first_batch=first_batch,
+        statistics=found.statistics,
         threads=conditions.threads,
         edges=conditions.edges,
         link=conditions.link,

@@ -11,7 +11,9 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 
@@ -41,6 +43,13 @@ class Publishing:
     private_key: str | None
     interval_ms: int
     encoding: Encoding = "float32"
+
+
+class Condition(NamedTuple):
+    """Samples that belong together: of one device, while its stream looks the same."""
+
+    device_id: str
+    domain: int
 
 
 class Controller:
@@ -85,11 +94,12 @@ class Controller:
         self.row = row
         schedule, steps = self.schedule, 0
         # What arrives during this tick waits for the next: a busy group must not keep the worker from the others.
-        while not stop() and steps < row.pending // schedule.step_uploads:
+        due = row.pending // schedule.step_uploads or int(row.pending >= schedule.least_uploads)
+        while not stop() and steps < due:
             self._full_step(self.store.pending(self.group, schedule.step_uploads))
             steps += 1
         tick_due = row.samples_seen // schedule.tick_images > row.ticks_done
-        if tick_due and not steps and len(self.replay) >= schedule.replay_min:
+        if tick_due and not steps and schedule.replay_only and len(self.replay) >= schedule.replay_min:
             self._replay_step()
             steps += 1
         if not steps:
@@ -98,18 +108,35 @@ class Controller:
 
     def _full_step(self, uploads: Sequence[StoredSample]) -> None:
         """Uploads and replay -> adapter -> gate -> one transaction. Uploads join replay after their step."""
+        condition = None
+        if self.shared.stats_owner == "edge":  # a device's samples are learned by its own statistics
+            condition = _condition(uploads[0])
+            uploads = [sample for sample in uploads if _condition(sample) == condition]
         good, images = self._decode(uploads)
-        schedule, metrics = self.schedule, None
-        if good:
-            uploads_BCHW = self._input(images)
-            replayed_BCHW = None
-            if len(self.replay) >= schedule.replay_min:
-                replayed_BCHW = self._input(self.replay.draw(schedule.replay_draw, self.rng))
-            self.gate.before(self.adapter, uploads_BCHW)
-            metrics = self.adapter.step(uploads_BCHW, replayed_BCHW)
+        metrics = self._learn(images, condition) if good else None
         rows, usable = [sample.row_id for sample in uploads], [sample.row_id for sample in good]
         bad = sorted(set(rows) - set(usable))
-        self._finish(metrics, consumed=rows, evicted=[*self.replay.extend(usable, images), *bad])
+        evicted = self.replay.extend(usable, images, [_condition(sample) for sample in good])
+        self._finish(metrics, consumed=rows, evicted=[*evicted, *bad])
+
+    def _learn(self, images: Sequence[Uint8Array], condition: Condition | None) -> Metrics | None:
+        """One adapt step on uploads and replay, of one condition where that counts; None if it was not made."""
+        if condition is not None:
+            self._enter(condition)
+        schedule, uploads_BCHW, replayed_BCHW = self.schedule, self._input(images), None
+        held = len(self.replay) if condition is None else self.replay.count(condition)
+        if held >= schedule.replay_min:
+            replayed_BCHW = self._input(self.replay.draw(schedule.replay_draw, self.rng, condition))
+        self.gate.before(self.adapter, uploads_BCHW)
+        return self.adapter.step(uploads_BCHW, replayed_BCHW)
+
+    def _enter(self, condition: Condition) -> None:
+        """Notice when a device has come into another world: its share of what was learned is about a world that is
+        gone."""
+        before = self._domains.get(condition.device_id, condition.domain)
+        self._domains[condition.device_id] = condition.domain
+        if before != condition.domain:
+            self.adapter.forget(1 / len(self._domains))
 
     def _replay_step(self) -> None:
         images_BCHW = self._input(self.replay.draw(self.schedule.replay_only, self.rng))
@@ -141,6 +168,8 @@ class Controller:
             method=self.publishing.method,
             created_at_ms=now,
             encoding=self.publishing.encoding if fits_float16(parameters) else "float32",
+            stats_owner=self.adapter.stats_owner,
+            domain=next(iter(self._domains.values())) if len(self._domains) == 1 else msgspec.UNSET,
         )
         try:
             data = encode_update(manifest, parameters)
@@ -185,7 +214,8 @@ class Controller:
         if self.checkpoint is not None:
             _, self.rng = decode_checkpoint(self.blobs.get(self.checkpoint))
         kept, images = self._decode(self.store.replay(self.group))
-        self.replay.extend([sample.row_id for sample in kept], images)
+        self.replay.extend([sample.row_id for sample in kept], images, [_condition(sample) for sample in kept])
+        self._domains = dict(map(_condition, kept)) if self.shared.stats_owner == "edge" else {}
 
     def _saved(self) -> State:
         """The adapter's state as of the last committed step."""
@@ -211,3 +241,7 @@ class Controller:
         )
         pixels_BHWC = torch.from_numpy(images if isinstance(images, np.ndarray) else np.stack(images))
         return pixels_BHWC.permute(0, 3, 1, 2).to(torch.float32).mul_(scale).add_(shift)
+
+
+def _condition(sample: StoredSample) -> Condition:
+    return Condition(sample.device_id, sample.domain)

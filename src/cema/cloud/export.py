@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 
+import msgspec
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from cema.cloud.export_graph import INPUT_NAME, OPSET, OUTPUT_NAME, give_answers, take_pixels, to_graph
+from cema.cloud.export_statistics import statistics_graph
 from cema.cloud.norms import NormLayer, norm_layers, read_parameters, write_parameters
 from cema.errors import ExportError
 from cema.types import Float32Array, NormParameters, Uint8Array
@@ -53,13 +55,15 @@ def build_bundle(
     if input_type == "uint8":
         take_pixels(proto, preprocess)
     give_answers(proto, len(classes))
+    inside = proto.SerializeToString()
     model = _with_external_norm(proto, table)
+    statistics, described = statistics_graph(onnx.ModelProto.FromString(inside), model, table)
     manifest = BundleManifest(
         fingerprint=fingerprint(model, norm, preprocess, classes, table), model=name, classes=list(classes),
         preprocess=preprocess, input_name=INPUT_NAME, output_name=OUTPUT_NAME, norm=table, opset=OPSET,
-        input_type=input_type,
+        input_type=input_type, statistics=described or msgspec.UNSET,
     )  # fmt: skip
-    bundle = Bundle(manifest, model, norm)
+    bundle = Bundle(manifest, model, norm, statistics)
     check_parity(module, bundle)
     return bundle
 

@@ -11,7 +11,7 @@ import os
 import tempfile
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +24,8 @@ _HINT = "free space below data_dir, or allow the worker more open files; the sam
 
 
 class Replay:
-    """Bounded FIFO of (row id, image uint8 [H, W, 3]); all images have one size.
+    """Bounded FIFO of (row id, image uint8 [H, W, 3], key); all images have one size. A draw can be limited to a
+    key.
 
     folder: of the file; None = the system's for temporary files.
     """
@@ -32,6 +33,7 @@ class Replay:
     def __init__(self, capacity: int, folder: Path | None = None) -> None:
         self.capacity = capacity
         self._rows: deque[int] = deque()
+        self._keys: deque[Hashable] = deque()
         self._first = 0
         self._shape: tuple[int, ...] = ()
         self._folder = folder
@@ -40,21 +42,41 @@ class Replay:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def extend(self, rows: Sequence[int], images: Sequence[Uint8Array]) -> list[int]:
+    def keys(self) -> list[Hashable]:
+        """Of all images, oldest first."""
+        return list(self._keys)
+
+    def count(self, key: Hashable) -> int:
+        """How many images of that key there are."""
+        return self._keys.count(key)
+
+    def extend(
+        self, rows: Sequence[int], images: Sequence[Uint8Array], keys: Sequence[Hashable] | None = None
+    ) -> list[int]:
         """Add uploads in order; returns the rows that no longer fit, oldest first. Raises StorageError."""
         evicted = []
-        for row, image in zip(rows, images, strict=True):
+        for row, image, key in zip(rows, images, keys or [None] * len(rows), strict=True):
             if len(self._rows) == self.capacity:
                 evicted.append(self._rows.popleft() if self._rows else row)
+                if self._keys:
+                    self._keys.popleft()
                 self._first += 1
             if self.capacity:
                 self._write(image, (self._first + len(self._rows)) % self.capacity)
                 self._rows.append(row)
+                self._keys.append(key)
         return evicted
 
-    def draw(self, count: int, rng: np.random.Generator) -> Uint8Array:
-        """``count`` different images (all, if there are fewer) in random order, [N, H, W, 3]. Raises StorageError."""
-        chosen = rng.choice(len(self._rows), min(count, len(self._rows)), replace=False)
+    def draw(self, count: int, rng: np.random.Generator, key: Hashable = None) -> Uint8Array:
+        """``count`` different images (all, if there are fewer) in random order, [N, H, W, 3]; of ``key``, if given.
+
+        Raises StorageError.
+        """
+        if key is None:
+            chosen = rng.choice(len(self._rows), min(count, len(self._rows)), replace=False)
+        else:
+            having = np.array([index for index, each in enumerate(self._keys) if each == key], np.int64)
+            chosen = rng.choice(having, min(count, len(having)), replace=False)
         images = np.empty((len(chosen), *self._shape), np.uint8)
         for image, index in zip(images, chosen.tolist(), strict=True):
             place = (self._first + index) % self.capacity

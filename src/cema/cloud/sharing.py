@@ -16,7 +16,7 @@ class SharedAdapter:
 
     def __init__(self, adapter: Adapter) -> None:
         self._adapter = adapter
-        self.schedule = adapter.schedule
+        self.schedule, self.stats_owner = adapter.schedule, adapter.stats_owner
         self.initial: State = adapter.state()
         self._holder: object = None
 

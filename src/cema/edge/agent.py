@@ -1,8 +1,8 @@
 """The device: reads as the paper's figure (CEMA, Chen et al., ICLR 2024, Fig. 1, left half).
 
     images -> preprocess -> session -> softmax, entropy -> selection -> predictions
-                               ^                              |
-                     updater <-+- poller           writer -> outbox -> sender -> cloud
+                               ^                 |            |
+              poller -> updater <- follower <----+     writer -> outbox -> sender -> cloud
 
 ``predict`` touches memory only: never disk, network or cloud. All that waits lives in uplink.py's threads; a new
 version is a reference that is exchanged between two batches (updater.py).
@@ -22,9 +22,11 @@ import numpy as np
 from cema.config import DeviceConfig, SelectionConfig, load_device
 from cema.edge.client import CloudClient
 from cema.edge.counters import EdgeCounters
+from cema.edge.follower import Follower, Seen
 from cema.edge.identity import Identity
 from cema.edge.outbox import Outbox
-from cema.edge.selection import BoolArray, SampleSelector, Selector
+from cema.edge.pacing import PacedSelector
+from cema.edge.selection import BoolArray, FollowsStream, SampleSelector, Selector
 from cema.edge.session import Answers, EdgeSession
 from cema.edge.slots import OUTBOX_FILE, StateFolder
 from cema.edge.updater import Updater, open_bundle, trusted_key
@@ -45,7 +47,7 @@ class EdgeAgent:
     Parameters
     ----------
     config: ``device.toml``. bundle: the model; None takes the one of the state folder, else fetches the group's.
-    make_selector: other sample filters than the paper's. clock: Unix seconds.
+    make_selector: other sample filters than the method's. clock: Unix seconds.
 
     Raises ConfigError, DependencyError, StorageError, ConflictError (state folder in use), BundleError; without a
     stored bundle also what fetching one raises.
@@ -59,7 +61,7 @@ class EdgeAgent:
         config: DeviceConfig,
         *,
         bundle: Bundle | None = None,
-        make_selector: Callable[[SelectionConfig, int], SampleSelector] = Selector,
+        make_selector: Callable[[SelectionConfig, int], SampleSelector] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         key = trusted_key(config)
@@ -97,8 +99,11 @@ class EdgeAgent:
         fitted = [_fitted(index, image, recipe) for index, image in enumerate(images)]
         fitted_BHWC = np.stack(fitted) if len(fitted) > 1 else fitted[0][np.newaxis]
         answers = session.predict(fitted_BHWC)
+        if self._follower.look(Seen(session.fingerprint, fitted_BHWC, answers.label_B.tolist())):
+            session = self._updater.session
+            answers = session.predict(fitted_BHWC)
         kept = self._select(session, answers).tolist()
-        predictions = _predictions(answers, kept, session.version)
+        predictions = _predictions(answers, kept, session)
         self._hand_over(session, images, fitted_BHWC, predictions)
         self.counters.predicted(len(images), sum(kept), time.perf_counter() - started_s)
         return predictions
@@ -120,6 +125,7 @@ class EdgeAgent:
             "device_id": self._config.device_id,
             "fingerprint": session.fingerprint,
             "version": session.version,
+            "stats_revision": session.revision,
             "adaptation": "on" if self._updater.adapting else "off",
             "samples_seen": counters.samples_seen,
             "selected": counters.selected,
@@ -169,11 +175,13 @@ class EdgeAgent:
         bundle = given or self._stored_bundle(key) or self._fetched_bundle(client or self._client(), key)
         self._updater = Updater(bundle, config, self._folder, self.counters)
         self._outbox = Outbox(self._folder.path / OUTBOX_FILE, config.outbox, self._updater.fingerprint)
+        self._follower = Follower(self._updater, config, np.random.default_rng())
         self._uplink = Uplink(
             client, self._outbox, self._updater, config, self.counters,
             write_status=lambda: self._folder.write_status(self.status()), clock=self._clock,
+            follower=self._follower,
         )  # fmt: skip
-        self._renew_selector(self._updater.session)
+        self._renew_selector(self._updater.session, self._updater.following)
         self._uplink.start()
 
     def _leave_other_group(self) -> None:
@@ -203,14 +211,18 @@ class EdgeAgent:
         self._folder.put_bundle(data, signature)
         return bundle
 
-    def _renew_selector(self, session: EdgeSession) -> None:
-        self._selector = self._make_selector(self._config.selection, len(session.bundle.manifest.classes))
-        self._selector_fingerprint = session.fingerprint
+    def _renew_selector(self, session: EdgeSession, following: bool) -> None:
+        make = self._make_selector or (PacedSelector if following else Selector)
+        self._selector = make(self._config.selection, len(session.bundle.manifest.classes))
+        self._selects_for = session.fingerprint, following
 
     def _select(self, session: EdgeSession, answers: Answers) -> BoolArray:
         with self._mutex:
-            if session.fingerprint != self._selector_fingerprint:
-                self._renew_selector(session)
+            following = self._updater.following
+            if (session.fingerprint, following) != self._selects_for:
+                self._renew_selector(session, following)
+            if following and isinstance(self._selector, FollowsStream):
+                self._selector.follow(self._follower.trust, self._follower.take_change())
             kept_B = self._selector.select(answers.probabilities_BK, answers.entropy_B)
         return kept_B if self._updater.adapting else np.zeros_like(kept_B)
 
@@ -231,7 +243,16 @@ class EdgeAgent:
             payload = _passed_through(images[index]) or fitted_BHWC[index].copy()
             captured.append(
                 Captured(
-                    payload, session.fingerprint, seq, said.label, said.probability, said.entropy, said.version, now_ms
+                    payload,
+                    session.fingerprint,
+                    seq,
+                    said.label,
+                    said.probability,
+                    said.entropy,
+                    said.version,
+                    now_ms,
+                    said.stats_revision,
+                    self._follower.domain,
                 )
             )
         self._uplink.offer(captured)
@@ -257,6 +278,9 @@ def _passed_through(image: Image) -> bytes | None:
     return data if image_codec(data) else None
 
 
-def _predictions(answers: Answers, kept: list[bool], version: int) -> list[Prediction]:
+def _predictions(answers: Answers, kept: list[bool], session: EdgeSession) -> list[Prediction]:
+    version, revision = session.version, session.revision
     rows = zip(answers.label_B.tolist(), answers.confidence_B.tolist(), answers.entropy_B.tolist(), kept, strict=True)
-    return [Prediction(label, probability, nats, version, 0, chosen) for label, probability, nats, chosen in rows]
+    return [
+        Prediction(label, probability, nats, version, revision, chosen) for label, probability, nats, chosen in rows
+    ]

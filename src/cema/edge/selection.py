@@ -8,7 +8,7 @@ entropy of the stream (Eq. 2, applied once and not compounded, see docs/adr). Ru
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,15 @@ class SampleSelector(Protocol):
     """Anything that decides per batch what goes to the cloud; called under a lock, in order of prediction."""
 
     def select(self, probabilities_BK: Float32Array, entropy_B: Float32Array) -> BoolArray: ...
+
+
+@runtime_checkable
+class FollowsStream(Protocol):
+    """A selector that wants to know about the stream: ``follow`` comes before each ``select`` on devices that measure
+    their own statistics."""
+
+    def follow(self, trust: float, changed: bool) -> None:
+        """trust: 0..1, how far the stream is from the source. changed: the world is another since the last batch."""
 
 
 class Selector:

@@ -20,7 +20,13 @@ from cema.edge.selection import entropy, softmax
 from cema.errors import BundleError, ConfigError, UpdateContentError
 from cema.types import Float32Array, NormParameters, Uint8Array
 from cema.wire.bundle import Bundle
-from cema.wire.messages import CONFIDENCE_OUTPUT, ENTROPY_OUTPUT, LABEL_OUTPUT, PROBABILITIES_OUTPUT
+from cema.wire.messages import (
+    CONFIDENCE_OUTPUT,
+    ENTROPY_OUTPUT,
+    LABEL_OUTPUT,
+    PROBABILITIES_OUTPUT,
+    BundleManifest,
+)
 from cema.wire.preprocess import normalise
 
 MAX_AUTO_THREADS = 4
@@ -29,7 +35,7 @@ SMOKE_SEED = 0
 _ANSWERS = (PROBABILITIES_OUTPUT, ENTROPY_OUTPUT, LABEL_OUTPUT, CONFIDENCE_OUTPUT)
 _LOG_ERRORS_ONLY = 3
 
-_ORT_ERRORS: tuple[type[Exception], ...] = (
+ORT_ERRORS: tuple[type[Exception], ...] = (
     *(kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)),
     RuntimeError,
     ValueError,
@@ -52,8 +58,9 @@ class EdgeSession:
     Parameters
     ----------
     bundle: graph and norm table. parameters: every norm tensor of the bundle, float32 by torch name.
-    version: of the parameters, 0 = source. providers: ONNX Runtime execution providers in order of preference;
-    those this device lacks are skipped. threads: 0 = one per core, at most 4.
+    version: of the parameters, 0 = source. revision: of the device's own statistics in them, 0 = none.
+    providers: ONNX Runtime execution providers in order of preference; those this device lacks are skipped.
+    threads: 0 = one per core, at most 4.
 
     Raises
     ------
@@ -67,18 +74,15 @@ class EdgeSession:
         parameters: NormParameters,
         version: int,
         *,
+        revision: int = 0,
         providers: Sequence[str] = ("CPUExecutionProvider",),
         threads: int = 0,
     ) -> None:
         self.bundle = bundle
-        self.version = version
+        self.version, self.revision = version, revision
         self._input, self._output = bundle.manifest.input_name, bundle.manifest.output_name
         values = _checked(bundle, parameters)
-        options = ort.SessionOptions()
-        options.log_severity_level = _LOG_ERRORS_ONLY
-        options.intra_op_num_threads = threads or min(os.cpu_count() or 1, MAX_AUTO_THREADS)
-        # idle threads that spin would eat battery and heat the device between two pictures
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options = session_options(threads)
         available = _available(providers)
         try:
             # on the CPU an OrtValue borrows the array's memory: both must live as long as the session
@@ -86,7 +90,7 @@ class EdgeSession:
             options.add_external_initializers(list(self._kept[1]), list(self._kept[1].values()))
             self._session = ort.InferenceSession(bundle.model, options, providers=available)
             named = {output.name for output in self._session.get_outputs()}
-        except _ORT_ERRORS as error:
+        except ORT_ERRORS as error:
             raise BundleError(
                 f"expected a model that ONNX Runtime {ort.__version__} can run: {error}",
                 hint="build the bundle again with 'cema bundle build', or upgrade onnxruntime on the device",
@@ -101,7 +105,7 @@ class EdgeSession:
 
     def logits(self, images_BHWC: Uint8Array) -> Float32Array:
         """Fitted pixels, uint8 [B, H, W, 3] -> logits, float32 [B, K]. Raises BundleError."""
-        return self.run(self._given(images_BHWC))
+        return self.run(given(self.bundle.manifest, images_BHWC))
 
     def predict(self, images_BHWC: Uint8Array) -> Answers:
         """What there is to say about fitted pixels, uint8 [B, H, W, 3]; by the graph, where it has these outputs.
@@ -109,7 +113,7 @@ class EdgeSession:
         Raises BundleError.
         """
         if self._answers is not None:
-            return Answers(*self._run(self._answers, self._given(images_BHWC)))
+            return Answers(*self._run(self._answers, given(self.bundle.manifest, images_BHWC)))
         probabilities_BK = softmax(self.logits(images_BHWC))
         label_B = probabilities_BK.argmax(axis=1)
         return Answers(probabilities_BK, entropy(probabilities_BK), label_B, probabilities_BK.max(axis=1))
@@ -119,14 +123,10 @@ class EdgeSession:
         (logits_BK,) = self._run([self._output], images)
         return np.asarray(logits_BK, np.float32)
 
-    def _given(self, images_BHWC: Uint8Array) -> Uint8Array | Float32Array:
-        manifest = self.bundle.manifest
-        return images_BHWC if manifest.input_type == "uint8" else normalise(images_BHWC, manifest.preprocess)
-
     def _run(self, outputs: list[str], images: Uint8Array | Float32Array) -> list[Any]:
         try:
             found: list[Any] = self._session.run(outputs, {self._input: images})
-        except _ORT_ERRORS as error:
+        except ORT_ERRORS as error:
             raise BundleError(
                 f"expected a model that runs on {images.dtype} {list(images.shape)}: {error}",
                 hint="check the bundle's input size",
@@ -144,6 +144,21 @@ class EdgeSession:
             raise UpdateContentError(
                 f"expected finite logits from version {self.version}, got nan or inf", version=self.version
             )
+
+
+def session_options(threads: int) -> ort.SessionOptions:
+    """As every session of a device has them. threads: 0 = one per core, at most 4."""
+    options = ort.SessionOptions()
+    options.log_severity_level = _LOG_ERRORS_ONLY
+    options.intra_op_num_threads = threads or min(os.cpu_count() or 1, MAX_AUTO_THREADS)
+    # idle threads that spin would eat battery and heat the device between two pictures
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def given(manifest: BundleManifest, images_BHWC: Uint8Array) -> Uint8Array | Float32Array:
+    """Fitted pixels as the bundle's graphs take them."""
+    return images_BHWC if manifest.input_type == "uint8" else normalise(images_BHWC, manifest.preprocess)
 
 
 def _checked(bundle: Bundle, parameters: NormParameters) -> dict[str, Float32Array]:

@@ -43,6 +43,7 @@ class SlotEntry(msgspec.Struct, frozen=True):
 
 class Pointer(msgspec.Struct, frozen=True):
     """``pointer.json``. bundle: sha256 of the bundle's bytes. adaptation: the cloud's last word (kill switch).
+    stats_owner: likewise, cloud | edge: whose norm statistics the group's method uses.
 
     group: whose device this was last, None in files of before.
     """
@@ -52,6 +53,7 @@ class Pointer(msgspec.Struct, frozen=True):
     slots: dict[str, SlotEntry] = {}
     adaptation: Adaptation = "on"
     group: str | None = None
+    stats_owner: Literal["cloud", "edge"] = "cloud"
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -92,6 +94,15 @@ class StateFolder:
     def set_adaptation(self, adaptation: Adaptation) -> None:
         if adaptation != self._pointer.adaptation:
             self._point(msgspec.structs.replace(self._pointer, adaptation=adaptation))
+
+    @property
+    def stats_owner(self) -> str:
+        """The cloud's last word on whose norm statistics devices of this group use: cloud | edge."""
+        return self._pointer.stats_owner
+
+    def set_stats_owner(self, owner: Literal["cloud", "edge"]) -> None:
+        if owner != self._pointer.stats_owner:
+            self._point(msgspec.structs.replace(self._pointer, stats_owner=owner))
 
     @property
     def group(self) -> str | None:

@@ -1,17 +1,22 @@
 """From bytes of the cloud to the model in use: verify -> build in the background -> smoke test -> keep -> swap.
 
 In: an update or a bundle as it came, with its signature. Out: ``session``, a reference that ``predict`` reads once per
-batch. Whatever is wrong with what came, the last good model stays. Only one thread (the poller) changes anything.
+batch. Whatever is wrong with what came, the last good model stays. The poller brings updates, the follower statistics.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
+
+import msgspec
 
 from cema.config import DeviceConfig
 from cema.edge.counters import EdgeCounters
+from cema.edge.measuring import can_measure
 from cema.edge.session import EdgeSession
 from cema.edge.slots import StateFolder
+from cema.edge.statistics import LocalStatistics
 from cema.errors import (
     BaseMismatchError,
     BundleError,
@@ -27,7 +32,7 @@ from cema.wire import signing
 from cema.wire.bundle import Bundle, decode_bundle
 from cema.wire.difference import Base, apply_difference, source_base, update_base
 from cema.wire.messages import UpdateManifest
-from cema.wire.update import open_update
+from cema.wire.update import Update, open_update
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +63,10 @@ def open_bundle(data: bytes, signature: str, key: str | None) -> Bundle:
     return decode_bundle(data)
 
 
+Weights = tuple[NormParameters, int | None]
+"""Norm parameters and the domain in which they are good; None = in all."""
+
+
 class Updater:
     """The model in use and the way to the next one.
 
@@ -72,6 +81,9 @@ class Updater:
         self._refused_version = 0
         self._bytes = b""  # of the adapted version, empty for the source
         self._whole_next = False
+        self._lock = threading.RLock()  # two threads make sessions: the poller's updates, the follower's statistics
+        self._own: LocalStatistics | None = None
+        self._weights: Weights = bundle.source_parameters(), None
         self._adapted = self._restore()
         self._cloud_says = folder.adaptation
         self.session = self._choose()
@@ -86,6 +98,22 @@ class Updater:
         return self._config.runtime.adaptation == "on" and self._cloud_says == "on"
 
     @property
+    def bundle(self) -> Bundle:
+        return self._bundle
+
+    @property
+    def weights(self) -> Weights:
+        """Norm parameters of the adapted version, and the domain in which they are good; None = in all."""
+        return self._weights
+
+    @property
+    def following(self) -> bool:
+        """Whether this device uses norm statistics of its own."""
+        wanted = self._config.statistics.follow
+        wants = wanted == "on" or (wanted == "auto" and self._folder.stats_owner == "edge")
+        return wants and self.adapting and can_measure(self._bundle)
+
+    @property
     def poll_after(self) -> int:
         """The version to ask beyond: the last good one, or a refused one that need not be fetched again."""
         return max(self._adapted.version, self._refused_version)
@@ -97,6 +125,21 @@ class Updater:
             return None
         return self._adapted.version if update_base(self._bytes, self._bundle.manifest) else 0
 
+    def follow(self, own: LocalStatistics) -> None:
+        """From now on, sessions have these statistics."""
+        self._own = own
+
+    def renew(self) -> None:
+        """Build the session anew: the device's own statistics have changed. Raises BundleError, UpdateContentError."""
+        with self._lock:
+            self.session = self._choose()
+
+    def set_stats_owner(self, owner: str) -> None:
+        """The cloud's word on whose statistics the group's method uses, remembered for the next start."""
+        if owner != self._folder.stats_owner:
+            self._folder.set_stats_owner("edge" if owner == "edge" else "cloud")
+            self.renew()
+
     def apply(self, data: bytes, signature: str, base: int | None = None) -> None:
         """Take over an update, or the difference from version ``base`` to it.
 
@@ -106,7 +149,7 @@ class Updater:
         try:
             if base is not None:
                 data = apply_difference(data, self._base(base))
-            session = self._checked(data, signature)
+            update, session = self._checked(data, signature)
         except CemaError:
             self._counters.update(applied=False)
             raise
@@ -115,9 +158,10 @@ class Updater:
             self._folder.put_update(data, signature, session.version, self.fingerprint)
         except StorageError as error:  # a full disk is no reason to predict worse until the next restart
             self._counters.failed(error)
-        self._adapted, self._bytes = session, data
-        self._refused_version = 0
-        self.session = self._choose()
+        with self._lock:
+            self._adapted, self._bytes, self._weights = session, data, _weights(update)
+            self._refused_version = 0
+            self.session = self._choose()
         self._counters.update(applied=True)
         log.info("version %d in use", session.version)
 
@@ -128,8 +172,10 @@ class Updater:
             raise BaseMismatchError("the cloud asks for another bundle than the one it offers")
         session = self._build(bundle, bundle.source_parameters(), 0)
         self._folder.put_bundle(data, signature)
-        self._bundle, self._adapted, self._bytes, self._refused_version = bundle, session, b"", 0
-        self.session = session
+        with self._lock:
+            self._bundle, self._adapted, self._bytes, self._refused_version = bundle, session, b"", 0
+            self._own, self._weights = None, (bundle.source_parameters(), None)
+            self.session = session
         log.info("bundle %s in use", bundle.manifest.fingerprint[:12])
 
     def set_adaptation(self, adaptation: str) -> None:
@@ -141,9 +187,12 @@ class Updater:
             self.session = self._choose()
 
     def _choose(self) -> EdgeSession:
-        if self.adapting or self._adapted.version == 0:
+        if not self.adapting:
+            return self._adapted if self._adapted.version == 0 else self._source()
+        own = self._own
+        if own is None or not self.following:
             return self._adapted
-        return self._source()
+        return self._build(self._bundle, own.in_use(*self._weights), self._adapted.version, own.revision)
 
     def _source(self) -> EdgeSession:
         return self._build(self._bundle, self._bundle.source_parameters(), 0)
@@ -158,7 +207,7 @@ class Updater:
             except CemaError as error:
                 self._counters.failed(error)
             else:
-                self._bytes = stored.data
+                self._bytes, self._weights = stored.data, _weights(update)
                 return session
         return self._source()
 
@@ -170,11 +219,11 @@ class Updater:
             raise UpdateError(f"expected a difference to version {self._adapted.version} or 0, got one to {version}")
         return base
 
-    def _checked(self, data: bytes, signature: str) -> EdgeSession:
+    def _checked(self, data: bytes, signature: str) -> tuple[Update, EdgeSession]:
         update = open_update(data, self._bundle.manifest, signature=signature, key=self._key)
         try:
             self._check_manifest(update.manifest)
-            return self._build(self._bundle, update.parameters, update.manifest.version)
+            return update, self._build(self._bundle, update.parameters, update.manifest.version)
         except (UpdateContentError, BundleError):
             # its signature is good: the cloud will offer the very same bytes again until there is a newer version
             self._refused_version = max(self._refused_version, update.manifest.version)
@@ -183,6 +232,11 @@ class Updater:
     def _check_manifest(self, manifest: UpdateManifest) -> None:
         if manifest.group != self._config.group:
             raise UpdateContentError(f"expected an update for group {self._config.group}, got {manifest.group}")
+        if manifest.stats_owner == "edge" and not can_measure(self._bundle):
+            raise UpdateContentError(
+                "expected an update with running statistics: this bundle cannot measure its own",
+                hint="build the bundle without --int8, or use a method whose statistics are the cloud's",
+            )
         if manifest.version <= self._adapted.version and manifest.rollback_of is None:
             raise UpdateContentError(
                 f"expected a version above {self._adapted.version}, got {manifest.version}",
@@ -190,8 +244,15 @@ class Updater:
                 version=manifest.version,
             )
 
-    def _build(self, bundle: Bundle, parameters: NormParameters, version: int) -> EdgeSession:
+    def _build(self, bundle: Bundle, parameters: NormParameters, version: int, revision: int = 0) -> EdgeSession:
         runtime = self._config.runtime
-        session = EdgeSession(bundle, parameters, version, providers=runtime.providers, threads=runtime.threads)
+        session = EdgeSession(
+            bundle, parameters, version, revision=revision, providers=runtime.providers, threads=runtime.threads
+        )
         session.smoke_test()
         return session
+
+
+def _weights(update: Update) -> Weights:
+    domain = update.manifest.domain
+    return update.parameters, None if isinstance(domain, msgspec.UnsetType) else domain

@@ -1,8 +1,9 @@
-"""The device's way to the cloud: three background threads and no more.
+"""The device's way to the cloud: four background threads and no more.
 
 - writer: memory queue -> encode -> outbox (writer.py); never waits for the network
 - sender: outbox -> upload, with backoff and a byte budget (sender.py)
 - poller: long poll -> verify, build, swap (updater.py); a new bundle; the cloud's kill switch
+- follower: what was predicted -> the device's own statistics (follower.py); needs no cloud
 
 Every wait is on an event or condition, and a running request can be ended: ``close`` is prompt.
 """
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from cema.config import DeviceConfig
 from cema.edge.client import CloudClient
 from cema.edge.counters import EdgeCounters
+from cema.edge.follower import Follower
 from cema.edge.outbox import Outbox
 from cema.edge.sender import Sender
 from cema.edge.updater import Updater
@@ -49,6 +51,7 @@ class Poller:
     def _follow(self, status: GroupStatus) -> None:
         started_s = time.monotonic()
         self._updater.set_adaptation(status.adaptation)
+        self._updater.set_stats_owner(status.stats_owner)
         self._switch()
         if status.adaptation == "off":
             self._pause(max(self._config.poll_wait_s, self._config.backoff_min_s))
@@ -80,7 +83,7 @@ class Uplink:
     def __init__(
         self, client: CloudClient | None, outbox: Outbox, updater: Updater, config: DeviceConfig,
         counters: EdgeCounters, *, write_status: Callable[[], None], clock: Callable[[], float] = time.time,
-        rng: random.Random | None = None,
+        rng: random.Random | None = None, follower: Follower | None = None,
     ) -> None:  # fmt: skip
         self._client, self._outbox, self._updater = client, outbox, updater
         self._workers: list[Worker] = []
@@ -94,6 +97,10 @@ class Uplink:
             self._workers.append(Worker("cema-sender", self.sender.step, Backoff(config.uplink, rng), counters))
             poller = Poller(client, updater, config, switch=self._on_switch, pause=self._pause)
             self._workers.append(Worker("cema-poller", poller.step, Backoff(config.uplink, rng), counters))
+        self._follower = follower
+        if follower is not None:
+            backoff = Backoff(config.uplink, rng or random.Random())  # noqa: S311 - jitter, not a secret
+            self._workers.append(Worker("cema-follower", follower.step, backoff, counters))
         self.writer = Writer(
             outbox, config.outbox, counters, on_commit=self._wake, write_status=write_status,
             clock_offset_ms=lambda: self.sender.clock_offset_ms if self.sender else 0,
@@ -117,6 +124,8 @@ class Uplink:
         """End all threads; what is in memory is committed to the outbox first."""
         for worker in self._workers:
             worker.closing.set()
+        if self._follower is not None:
+            self._follower.close()
         if self._client is not None and self.sender is not None:
             self.sender.close()
             self._client.close()
@@ -125,7 +134,7 @@ class Uplink:
             worker.join(CLOSE_TIMEOUT_S)
 
     def _pause(self, seconds: float) -> None:
-        self._workers[-1].closing.wait(seconds)
+        self._workers[0].closing.wait(seconds)
 
     def _wake(self) -> None:
         if self.sender is not None:

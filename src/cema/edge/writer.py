@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+import msgspec
+
 from cema.config import OutboxConfig
 from cema.edge.counters import EdgeCounters
 from cema.edge.outbox import OVERFLOW, STALE, Outbox
@@ -43,6 +45,8 @@ class Captured(NamedTuple):
     entropy: float
     version: int
     captured_at_ms: int
+    revision: int = 0
+    domain: int = 0
 
 
 def image_codec(data: bytes) -> str | None:
@@ -69,6 +73,8 @@ def encode_sample(captured: Captured, clock_offset_ms: int, coding: str = "auto"
         entropy=captured.entropy,
         update_version=captured.version,
         captured_at_ms=captured.captured_at_ms + clock_offset_ms,
+        stats_revision=captured.revision,
+        domain=captured.domain or msgspec.UNSET,
     )
 
 

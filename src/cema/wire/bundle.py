@@ -27,6 +27,7 @@ from cema.wire.preprocess import INTERPOLATIONS
 
 MAX_BUNDLE_BYTES = 1024 * 1024 * 1024
 MODEL_FILE, NORM_FILE, MANIFEST_FILE = "model.onnx", "norm.bin", "manifest.json"
+STATISTICS_FILE = "statistics.onnx"
 _FILES = (MANIFEST_FILE, MODEL_FILE, NORM_FILE)
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 _ITEM_BYTES = 4
@@ -36,11 +37,12 @@ PRECISIONS = ("float32", "int8")
 
 @dataclass(frozen=True)
 class Bundle:
-    """A checked bundle in memory."""
+    """A checked bundle in memory. statistics: ``statistics.onnx``, empty if there is none."""
 
     manifest: BundleManifest
     model: bytes
     norm: bytes
+    statistics: bytes = b""
 
     def source_parameters(self) -> NormParameters:
         """The norm tensors as trained, float32 by torch name: version 0."""
@@ -64,11 +66,12 @@ def encode_bundle(bundle: Bundle) -> bytes:
         MANIFEST_FILE: msgspec.json.format(msgspec.json.encode(bundle.manifest), indent=1),
         MODEL_FILE: bundle.model,
         NORM_FILE: bundle.norm,
+        **({STATISTICS_FILE: bundle.statistics} if bundle.statistics else {}),
     }
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name in _FILES:
-            archive.writestr(zipfile.ZipInfo(name, _ZIP_DATE), content[name])
+        for name, data in content.items():
+            archive.writestr(zipfile.ZipInfo(name, _ZIP_DATE), data)
     return buffer.getvalue()
 
 
@@ -81,7 +84,7 @@ def decode_bundle(data: bytes) -> Bundle:
         manifest = msgspec.json.decode(content[MANIFEST_FILE], type=BundleManifest)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise BundleError(f"expected a bundle manifest in {MANIFEST_FILE}: {error}") from error
-    bundle = Bundle(manifest, content[MODEL_FILE], content[NORM_FILE])
+    bundle = Bundle(manifest, content[MODEL_FILE], content[NORM_FILE], content.get(STATISTICS_FILE, b""))
     _check(bundle)
     return bundle
 
@@ -98,7 +101,7 @@ def _read_zip(data: bytes) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             infos = archive.infolist()
-            if tuple(info.filename for info in infos) != _FILES:
+            if tuple(info.filename for info in infos) not in (_FILES, (*_FILES, STATISTICS_FILE)):
                 raise BundleError(f"expected the files {', '.join(_FILES)}, got {[i.filename for i in infos][:5]}")
             if any(info.compress_type != zipfile.ZIP_STORED or info.file_size > len(data) for info in infos):
                 raise BundleError("expected stored (uncompressed) files inside the bundle")
@@ -128,7 +131,27 @@ def _check(bundle: Bundle) -> None:
         raise BundleError("expected at least one patchable norm tensor, each with a name of its own")
     for tensor in manifest.norm:
         _tensor(bundle.norm, tensor)
+    _check_statistics(bundle)
     _check_recipe(manifest.preprocess)
+
+
+def _check_statistics(bundle: Bundle) -> None:
+    described = bundle.manifest.statistics
+    if (described is msgspec.UNSET) != (not bundle.statistics):
+        raise BundleError(f"expected {STATISTICS_FILE} and its description, or neither", hint="build the bundle again")
+    if isinstance(described, msgspec.UnsetType):
+        return
+    if hashlib.sha256(bundle.statistics).hexdigest() != described.sha256:
+        raise BundleError(f"expected {STATISTICS_FILE} with sha256 {described.sha256[:12]}", hint="fetch it again")
+    shapes = {tensor.name: (tensor.shape, tensor.kind) for tensor in bundle.manifest.norm}
+    for layer in described.layers:
+        found = {shapes.get(name) for name in (layer.weight, layer.bias, layer.mean, layer.var)}
+        if len(found) != 1 or None in found:
+            raise BundleError(f"expected the four norm tensors of layer {layer.name!r} in the norm table")
+    for weight in described.shared:
+        size = math.prod(weight.shape) * _ITEM_BYTES
+        if weight.offset < 0 or min(weight.shape, default=1) < 1 or weight.offset + size > len(bundle.model):
+            raise BundleError(f"expected weight {weight.name!r} inside {MODEL_FILE} ({len(bundle.model)} bytes)")
 
 
 def _check_recipe(recipe: Preprocess) -> None:

@@ -44,6 +44,8 @@ class Sample(Message, frozen=True, kw_only=True):
 
     sample_id: 16 random bytes, the idempotency key. seq: counts this boot's selected samples from 0.
     codec: jpeg | webp | png | raw. image: the encoded bytes. entropy: nats. captured_at_ms: device clock, Unix ms.
+    domain: a number that the device draws anew whenever the look of its stream changes; UNSET, and not written, if it
+    does not watch.
     """
 
     sample_id: bytes
@@ -56,6 +58,12 @@ class Sample(Message, frozen=True, kw_only=True):
     update_version: int
     captured_at_ms: int
     stats_revision: int = 0
+    domain: int | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def known_domain(self) -> int:
+        """0 for a device that does not watch."""
+        return 0 if isinstance(self.domain, msgspec.UnsetType) else self.domain
 
 
 class LayerStatistics(Message, frozen=True, kw_only=True):
@@ -105,7 +113,8 @@ class GroupStatus(Message, frozen=True, kw_only=True):
     """Answer of ``GET /v1/groups/{group}``: what a device needs to know before it starts.
 
     samples_seen: images predicted by the whole group. ticks_done: how far the cloud has come with them (64 a tick).
-    rotate_key: the device shall take a new key; UNSET, and not written, for no.
+    rotate_key: the device shall take a new key; UNSET, and not written, for no. stats_owner: cloud | edge, whose norm
+    statistics devices of this group use.
     """
 
     group: str
@@ -116,6 +125,7 @@ class GroupStatus(Message, frozen=True, kw_only=True):
     samples_seen: int = 0
     ticks_done: int = 0
     rotate_key: bool | msgspec.UnsetType = msgspec.UNSET
+    stats_owner: str = "cloud"
 
 
 class KeyProposal(Message, frozen=True, kw_only=True):
@@ -169,6 +179,32 @@ class NormTensor(Message, frozen=True, kw_only=True):
     offset: int
 
 
+class MeasuredLayer(Message, frozen=True, kw_only=True):
+    """One batch norm of a statistics graph: its name and those of its tensors in the norm table."""
+
+    name: str
+    weight: str
+    bias: str
+    mean: str
+    var: str
+
+
+class SharedWeight(Message, frozen=True, kw_only=True):
+    """A weight of ``statistics.onnx`` that lies in ``model.onnx``. offset: bytes, float32 little endian."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+class StatisticsGraph(Message, frozen=True, kw_only=True):
+    """What ``statistics.onnx`` measures (edge/statistics.py). sha256: of its bytes. layers: in the model's order."""
+
+    sha256: str
+    layers: list[MeasuredLayer]
+    shared: list[SharedWeight]
+
+
 class BundleManifest(Message, frozen=True, kw_only=True):
     """``manifest.json`` of a bundle. fingerprint = sha256 over graph, norm table, preprocessing and classes.
 
@@ -176,6 +212,7 @@ class BundleManifest(Message, frozen=True, kw_only=True):
     UNSET, as in the first bundles, means float32 and is not written, so that they keep their bytes.
     precision: ``int8`` when the graph computes in integers (ADR 13); UNSET means float32. Norm tensors and updates are
     float32 either way.
+    statistics: describes ``statistics.onnx``; UNSET for a bundle without it, whose device cannot measure.
     """
 
     fingerprint: str
@@ -189,6 +226,7 @@ class BundleManifest(Message, frozen=True, kw_only=True):
     opset: int = 0
     input_type: str | msgspec.UnsetType = msgspec.UNSET
     precision: str | msgspec.UnsetType = msgspec.UNSET
+    statistics: StatisticsGraph | msgspec.UnsetType = msgspec.UNSET
 
 
 class UpdateManifest(Message, frozen=True, kw_only=True):
@@ -196,6 +234,8 @@ class UpdateManifest(Message, frozen=True, kw_only=True):
 
     version rises by one per group, 0 is the source. rollback_of: the version that this one takes back, if any.
     stats_owner: cloud | edge, whose running statistics the edge shall use. created_at_ms: server clock, Unix ms.
+    domain: of a group with one device, what its stream looked like (``Sample``): the weights are good for that alone;
+    UNSET, and not written, where they are for all.
     """
 
     group: str
@@ -207,6 +247,7 @@ class UpdateManifest(Message, frozen=True, kw_only=True):
     encoding: str = "float32"
     stats_owner: str = "cloud"
     rollback_of: int | None = None
+    domain: int | msgspec.UnsetType = msgspec.UNSET
 
 
 M = TypeVar("M", bound=Message)

@@ -36,13 +36,15 @@ class OnDevice:
 
 @dataclass(frozen=True)
 class CloudEdge:
-    """A method of the cloud (cema.cloud.adapt) with what the device does for it. first_batch: see ``Plan``."""
+    """A method of the cloud (cema.cloud.adapt) with what the device does for it. first_batch, statistics: see
+    ``Plan``."""
 
     method: str
     selection: SelectionConfig = PAPER_FILTERS
     selecting: Selecting = "filters"
     options: Options = field(default_factory=dict)
     first_batch: bool = True
+    statistics: bool = False
     where: Where = "cloud"
 
 
@@ -63,6 +65,9 @@ METHODS: Mapping[str, Entry | None] = {
     "rotta": OnDevice(f"{_HERE}.rotta:Rotta"),
     "labels": OnDevice(f"{_HERE}.labels:Labels"),
     "cloud-bn": CloudEdge("bn"),
+    "cema": CloudEdge("cema", selecting="paced", first_batch=False, statistics=True),
+    "cema-lite": CloudEdge("cema-lite", selecting="paced", first_batch=False, statistics=True),
+    "cema-offline": CloudEdge("source", selecting="nothing", first_batch=False, statistics=True, where="forward"),
     "cema-paper": CloudEdge("cema-paper"),
     "cema-released": CloudEdge("cema-paper", selection=SelectionConfig(e_min=0.0, dynamic=False)),
     "upload-all": CloudEdge("cema-paper", selection=EVERYTHING),

@@ -1,4 +1,4 @@
-"""The methods, one per file, by name. To add one: write the file, add it to ``METHODS``."""
+"""The methods, one per file. To add one: write the file, add it to ``cema.cloud.methods``."""
 
 from __future__ import annotations
 
@@ -6,18 +6,13 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from cema.cloud.methods import METHODS
 from cema.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from cema.cloud.adapt.base import Adapter
-
-METHODS = {
-    "source": "cema.cloud.adapt.source:Source",
-    "bn": "cema.cloud.adapt.bn:BatchStatistics",
-    "cema-paper": "cema.cloud.adapt.cema_paper:CemaPaper",
-}
 
 Options = Mapping[str, bool | int | float | str]
 

@@ -7,7 +7,7 @@ adapter must remember over a crash is in ``state``; calling the same steps on th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -20,19 +20,22 @@ from cema.types import NormParameters
 
 State = dict[str, NDArray[np.float32]]
 Metrics = dict[str, float]
+StatsOwner = Literal["cloud", "edge"]
 
 
 @dataclass(frozen=True)
 class Schedule:
     """When steps run and on how many images (CEMA, ICLR 2024, section 4 and its published configuration).
 
-    tick_images: images seen by the group per tick. step_uploads: new samples U of a full step. replay_draw: replay
-    samples added to U. replay_min: replay size from which it is used. replay_only: images of a step without uploads.
-    replay_capacity: uploads kept, first in first out.
+    tick_images: images seen by the group per tick. step_uploads: new samples U of a full step. least_uploads: with
+    fewer than step_uploads pending, a tick still makes a full step of them if there are so many. replay_draw: replay
+    samples added to U. replay_min: replay size from which it is used. replay_only: images of a step without uploads,
+    0 = there is none. replay_capacity: uploads kept, first in first out.
     """
 
     tick_images: int = 64
     step_uploads: int = 32
+    least_uploads: int = 32
     replay_draw: int = 96
     replay_min: int = 256
     replay_only: int = 128
@@ -40,9 +43,17 @@ class Schedule:
 
 
 class Adapter(Protocol):
-    """One method at work on one group. Images are preprocessed float32 [B, 3, H, W]."""
+    """One method at work on one group. Images are preprocessed float32 [B, 3, H, W].
+
+    stats_owner: whose running statistics the devices use. For ``edge``, all images of a step are of one device under
+    one condition.
+    """
 
     schedule: Schedule
+    stats_owner: StatsOwner
+
+    def forget(self, share: float) -> None:
+        """Go back to the source by this share, 0..1: so much of what was learned is about a world that is gone."""
 
     def step(self, uploads_BCHW: torch.Tensor, replayed_BCHW: torch.Tensor | None) -> Metrics | None:
         """Learn from new uploads, with replay samples when there are enough.
@@ -61,6 +72,15 @@ class Adapter(Protocol):
     def state(self) -> State: ...
 
     def load_state(self, state: State) -> None: ...
+
+
+class CloudStatistics:
+    """What adapters have in common that move the running statistics themselves."""
+
+    stats_owner: StatsOwner = "cloud"
+
+    def forget(self, share: float) -> None:
+        """The published methods know no change of the world."""
 
 
 S = TypeVar("S", bound=msgspec.Struct)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cema.cloud.adapt import Options
-from cema.cloud.adapt.base import Metrics, Schedule, State, read_options
+from cema.cloud.adapt.base import CloudStatistics, Metrics, Schedule, State, read_options
 from cema.cloud.adapt.norm import Start, Targets, adaptable, follow_statistics, norm_train
 from cema.cloud.adapt.trainable import Trainable
 from cema.types import NormParameters
@@ -23,7 +23,7 @@ class BatchStatisticsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_
     norm_targets: Targets = "renorm"  # renorm | batch (adapt/norm.py, ADR 9)
 
 
-class BatchStatistics:
+class BatchStatistics(CloudStatistics):
     """The adapter that only moves running means and variances; see ``cema.cloud.adapt.base.Adapter``."""
 
     schedule = Schedule(replay_capacity=0)

@@ -18,7 +18,7 @@ from msgspec import Meta
 from torch import nn
 
 from cema.cloud.adapt import Options
-from cema.cloud.adapt.base import Metrics, Schedule, State, read_options
+from cema.cloud.adapt.base import CloudStatistics, Metrics, Schedule, State, read_options
 from cema.cloud.adapt.losses import confidence_weight, divergence, entropy, pseudo_label_loss
 from cema.cloud.adapt.norm import Impl, Start, Targets, adaptable, follow_statistics, norm_train
 from cema.cloud.adapt.precision import Precision, is_reduced
@@ -51,7 +51,7 @@ class CemaPaperSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     norm_targets: Targets = "renorm"  # renorm (as published) | batch (for deep networks; adapt/norm.py, ADR 9)
 
 
-class CemaPaper:
+class CemaPaper(CloudStatistics):
     """The adapter of the paper's method; see ``cema.cloud.adapt.base.Adapter``."""
 
     schedule = Schedule()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cema.cloud.adapt import Options
-from cema.cloud.adapt.base import Metrics, Schedule, State, read_options
+from cema.cloud.adapt.base import CloudStatistics, Metrics, Schedule, State, read_options
 from cema.cloud.norms import read_parameters
 from cema.types import NormParameters
 
@@ -16,7 +16,7 @@ class SourceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """There is nothing to set."""
 
 
-class Source:
+class Source(CloudStatistics):
     """The adapter that leaves the model alone; see ``cema.cloud.adapt.base.Adapter``."""
 
     schedule = Schedule(replay_capacity=0)

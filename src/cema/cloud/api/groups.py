@@ -7,7 +7,9 @@ from msgspec import UNSET
 
 from cema.cloud.api.answers import json_answer
 from cema.cloud.api.callers import ContextOf, Device
+from cema.cloud.api.context import Context
 from cema.cloud.api.schema import answers
+from cema.cloud.methods import EDGE_OWNED
 from cema.wire.messages import GroupStatus
 
 router = APIRouter()
@@ -31,5 +33,12 @@ def status(group: str, device: Device, context: ContextOf) -> Response:
             samples_seen=row.samples_seen,
             ticks_done=row.ticks_done,
             rotate_key=device.rotate or UNSET,
+            stats_owner="edge" if _method(context, group) in EDGE_OWNED else "cloud",
         )
     )
+
+
+def _method(context: Context, group: str) -> str | None:
+    """None for a group that the store has and the configuration has no more."""
+    configured = context.config.groups.get(group)
+    return None if configured is None else configured.method

@@ -156,6 +156,8 @@ def _fault(sample: Sample) -> Rejection | None:
         if len(sample.sample_id) != SAMPLE_ID_BYTES:
             raise MessageError(f"expected a sample_id of {SAMPLE_ID_BYTES} bytes, got {len(sample.sample_id)}")
         check_image(sample.image, sample.codec)
+        if not 0 <= sample.known_domain <= MAX_COUNT:
+            raise MessageError(f"expected a domain in 0..{MAX_COUNT}, got {sample.known_domain}")
     except WireError as error:
         return Rejection(sample_id=sample.sample_id.hex(), code=error.code, message=error.message)
     return None

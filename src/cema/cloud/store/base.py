@@ -67,12 +67,17 @@ class UserRow:
 
 @dataclass(frozen=True)
 class StoredSample:
-    """An uploaded sample. row_id: rises with arrival within the store; the order of the queue."""
+    """An uploaded sample. row_id: rises with arrival within the store; the order of the queue.
+
+    device_id, domain: whose it is, and of which stretch of that device's stream.
+    """
 
     row_id: int
     sample_id: bytes
     codec: str
     image: bytes
+    device_id: str = ""
+    domain: int = 0
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,12 @@ class MemoryStore:
             if sample.sample_id not in found.ids:
                 self._rows += 1
                 accepted += 1
-                found.add(StoredSample(self._rows, sample.sample_id, sample.codec, sample.image), now_ms)
+                found.add(
+                    StoredSample(
+                        self._rows, sample.sample_id, sample.codec, sample.image, batch.device_id, sample.known_domain
+                    ),
+                    now_ms,
+                )
         return UploadReceipt(
             accepted=accepted,
             duplicates=len(batch.samples) - accepted if fits else 0,

@@ -25,7 +25,7 @@ def add(connection: Connection, group: str, batch: SampleBatch, now_ms: int) -> 
         seen = groups.c.samples_seen + growth
         connection.execute(update(groups).where(groups.c.name == group).values(samples_seen=seen))
     fresh = _unknown(connection, group, batch.samples) if fits else []
-    _insert(connection, group, fresh, now_ms)
+    _insert(connection, group, batch.device_id, fresh, now_ms)
     return UploadReceipt(
         accepted=len(fresh),
         duplicates=len(batch.samples) - len(fresh) if fits else 0,
@@ -72,7 +72,7 @@ def _unknown(connection: Connection, group: str, batch: Sequence[Sample]) -> lis
     return [sample for sample in batch if sample.sample_id not in known and by_id[sample.sample_id] is sample]
 
 
-def _insert(connection: Connection, group: str, fresh: Sequence[Sample], now_ms: int) -> None:
+def _insert(connection: Connection, group: str, device_id: str, fresh: Sequence[Sample], now_ms: int) -> None:
     if not fresh:
         return
     rows: list[dict[str, Any]] = [
@@ -82,6 +82,8 @@ def _insert(connection: Connection, group: str, fresh: Sequence[Sample], now_ms:
             "codec": sample.codec,
             "state": PENDING,
             "received_ms": now_ms,
+            "device_id": device_id,
+            "domain": sample.known_domain,
         }
         for sample in fresh
     ]
@@ -94,7 +96,14 @@ def _insert(connection: Connection, group: str, fresh: Sequence[Sample], now_ms:
 
 def _queue(group: str, state: str) -> Select[Any]:
     return (
-        select(samples.c.row_id, samples.c.sample_id, samples.c.codec, payloads.c.image)
+        select(
+            samples.c.row_id,
+            samples.c.sample_id,
+            samples.c.codec,
+            payloads.c.image,
+            samples.c.device_id,
+            samples.c.domain,
+        )
         .join(payloads, payloads.c.row_id == samples.c.row_id)
         .where(samples.c.group_name == group, samples.c.state == state)
         .order_by(samples.c.row_id)
@@ -102,4 +111,4 @@ def _queue(group: str, state: str) -> Select[Any]:
 
 
 def _stored(connection: Connection, query: Select[Any]) -> list[StoredSample]:
-    return [StoredSample(row.row_id, row.sample_id, row.codec, row.image) for row in connection.execute(query)]
+    return [StoredSample(*row) for row in connection.execute(query)]

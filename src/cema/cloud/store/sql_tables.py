@@ -100,6 +100,8 @@ samples = Table(
     Column("state", String, nullable=False),
     Column("version", Integer),  # the first version that learned from it, None = no step used it
     Column("received_ms", BigInteger, nullable=False),
+    Column("device_id", String, nullable=False, server_default=""),  # empty for samples of before
+    Column("domain", BigInteger, nullable=False, server_default="0"),
     UniqueConstraint("group_name", "sample_id", name="uq_samples_group_sample"),
     Index("ix_samples_queue", "group_name", "state", "row_id"),
     Index("ix_samples_version", "group_name", "version"),

@@ -1,0 +1,140 @@
+"""The device follows its own stream: what ``predict`` has answered -> statistics -> a session that fits the stream.
+
+In: fitted pictures and their predicted labels, from ``predict``, which hands them over and goes on. Out: the updater's
+next session. One background thread measures; only the first pictures of a new world are measured at once, where they
+come in batches, so that they can be answered again by statistics that know them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import NamedTuple
+
+import numpy as np
+
+from cema.config import DeviceConfig
+from cema.edge.measuring import MeasuringSession
+from cema.edge.statistics import Due, LocalStatistics
+from cema.edge.updater import Updater
+from cema.types import Uint8Array
+
+WAITING_BATCHES = 32
+"""Batches that may wait for the thread; what comes beyond is left out of the statistics, which are of a sample
+anyway."""
+TOGETHER = 8
+"""Pictures that the thread waits for: single ones would wake it, and take the interpreter from ``predict``, too
+often."""
+PATIENCE_S = 0.5
+"""How long it waits for them."""
+
+
+class Seen(NamedTuple):
+    """A batch that was predicted. fingerprint: of the bundle that did."""
+
+    fingerprint: str
+    images_BHWC: Uint8Array
+    labels: list[int]
+
+
+class Follower:
+    """Statistics of a running device. ``look`` is called by ``predict``, ``step`` by a worker thread.
+
+    trust: how far the stream is from the source, 0..1. domain: of the present world, 0 while nothing is followed.
+    """
+
+    def __init__(self, updater: Updater, config: DeviceConfig, rng: np.random.Generator) -> None:
+        self._updater, self._config, self._rng = updater, config, rng
+        self._owner = threading.Lock()  # of the statistics: whoever measures has it
+        self._changed = threading.Condition()
+        self._waiting: deque[Seen] = deque()
+        self._closed = self._due = False
+        self._own: LocalStatistics | None = None
+        self._fingerprint = ""
+        self._other_world = False
+        self.trust, self.domain = 1.0, 0
+
+    def look(self, seen: Seen) -> bool:
+        """Take note of what was predicted; True: there is a new session, by which to answer these pictures again."""
+        if not self._updater.following:
+            return False
+        at_once = self._config.statistics.answer_again and len(seen.labels) >= TOGETHER and not self._waiting
+        if at_once and self._owner.acquire(blocking=False):
+            try:
+                due = self._digest(seen)
+                if due == "now":
+                    self._refresh()
+                    return True
+            finally:
+                self._owner.release()
+            if due == "later":
+                self._wake(due=True)
+            return False
+        if len(self._waiting) < WAITING_BATCHES:
+            self._waiting.append(seen._replace(images_BHWC=seen.images_BHWC.copy()))
+            self._wake(due=False)
+        return False
+
+    def take_change(self) -> bool:
+        """Whether the world has changed since this was last asked."""
+        changed, self._other_world = self._other_world, False
+        return changed
+
+    def step(self) -> None:
+        """Wait for pictures, then measure what is due. Raises BundleError, UpdateContentError."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._due or self._closed)
+            self._changed.wait_for(self._is_busy, PATIENCE_S)
+        if self._closed or not (self._waiting or self._due):
+            return
+        with self._owner:
+            due, self._due = self._due, False
+            while self._waiting:
+                due |= self._digest(self._waiting.popleft()) != "no"
+            if due and self._own is not None:
+                self._refresh()
+
+    def close(self) -> None:
+        self._closed = True
+        self._wake(due=False)
+
+    def _is_busy(self) -> bool:
+        return self._closed or self._due or sum(len(seen.labels) for seen in [*self._waiting]) >= TOGETHER
+
+    def _wake(self, *, due: bool) -> None:
+        with self._changed:
+            self._due |= due
+            if len(self._waiting) == 1 or self._is_busy():
+                self._changed.notify()
+
+    def _digest(self, seen: Seen) -> Due:
+        if seen.fingerprint != self._fingerprint and not self._begin(seen.fingerprint):
+            return "no"
+        own = self._own
+        assert own is not None
+        changed = own.arrive(seen.images_BHWC)
+        due = own.take_in(seen.images_BHWC, seen.labels)
+        self.trust, self.domain = own.trusted(), own.domain
+        if changed:
+            self._other_world = True
+            if due == "no":  # else a session by new statistics follows anyway
+                self._updater.renew()
+        return due
+
+    def _begin(self, fingerprint: str) -> bool:
+        """Fresh statistics for the bundle in use; False for pictures of one before."""
+        bundle = self._updater.bundle
+        if bundle.manifest.fingerprint != fingerprint:
+            return False
+        measuring = MeasuringSession(bundle, threads=self._config.runtime.threads)
+        self._own = LocalStatistics(measuring, len(bundle.manifest.classes), self._rng)
+        self._fingerprint = fingerprint
+        self._updater.follow(self._own)
+        return True
+
+    def _refresh(self) -> None:
+        own = self._own
+        assert own is not None
+        own.refresh(own.in_use(*self._updater.weights))
+        self.trust = own.trusted()
+        self._updater.renew()

@@ -1,0 +1,101 @@
+"""What the device remembers of its stream: a few recent pictures, balanced over the classes it saw in them.
+
+Statistics of the last pictures alone are those of whatever class passes by; a memory that keeps some of each class is
+mixed even when the stream is not (as in RoTTA, Yuan et al., CVPR 2023, whose memory also weighs age and certainty).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from itertools import chain, zip_longest
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cema.types import Float32Array, Uint8Array
+
+QUOTA_MIN = 4
+"""Pictures of one class that are kept even when there are more classes than places."""
+PATCH_PX = 64
+"""Side of the middle part that ``pixel_style`` looks at: weather, light and sensor show in any part."""
+_FLOOR = 1e-3
+
+
+class Remembered(NamedTuple):
+    """picture: fitted, uint8 [H, W, 3]. style: see ``pixel_style``. order: rises with arrival."""
+
+    picture: Uint8Array
+    style: Float32Array
+    order: int
+
+
+class ClassMemory:
+    """At most ``places`` pictures; of one class at most its share of them, the latest. classes: C."""
+
+    def __init__(self, places: int, classes: int) -> None:
+        self.places, self.classes = places, classes
+        self._rings: dict[int, deque[Remembered]] = {}
+        self._quota = max(QUOTA_MIN, round(places / classes))
+        self._taken = 0
+
+    def __len__(self) -> int:
+        return sum(map(len, self._rings.values()))
+
+    def add(self, pictures: Sequence[Uint8Array], styles: Float32Array, labels: Sequence[int]) -> None:
+        """Take in pictures by their predicted class; the oldest of the largest class go when there is no room."""
+        for picture, style, label in zip(pictures, styles, labels, strict=True):
+            self._rings.setdefault(label, deque(maxlen=self._quota)).append(
+                Remembered(picture.copy(), style, self._taken)  # a copy: the rest of its batch need not stay
+            )
+            self._taken += 1
+            if len(self) > self.places:
+                self._drop_one()
+
+    def clear(self) -> None:
+        self._rings.clear()
+
+    def pictures(self) -> Uint8Array:
+        """uint8 [N, H, W, 3]: the latest of each class, then the one before of each class, and so on."""
+        rounds = zip_longest(*(reversed(ring) for ring in self._rings.values()))
+        return np.stack([each.picture for each in chain(*rounds) if each is not None])
+
+    def styles(self) -> Float32Array:
+        return np.stack([each.style for each in chain(*self._rings.values())])
+
+    def counts(self) -> NDArray[np.int64]:
+        """Pictures of each class that has some."""
+        return np.array([len(ring) for ring in self._rings.values() if ring], np.int64)
+
+    def _drop_one(self) -> None:
+        largest = max(self._rings.values(), key=lambda ring: (len(ring), -ring[0].order))
+        largest.popleft()
+        if not largest:
+            self._rings = {label: ring for label, ring in self._rings.items() if ring}
+
+
+def pixel_style(images_BHWC: Uint8Array) -> Float32Array:
+    """How pictures look, whatever is in them, float32 [B, 6]: mean brightness, and the logarithms of contrast,
+    gradient, Laplacian, Laplacian over gradient, and colour, all of the middle ``PATCH_PX`` of uint8 [B, H, W, 3]."""
+    patch = np.ascontiguousarray(_middle(images_BHWC), np.float32) / 255
+    grey = patch.mean(axis=3)
+    across, down = np.abs(np.diff(grey, axis=2)), np.abs(np.diff(grey, axis=1))
+    centre = grey[:, 1:-1, 1:-1]
+    around = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
+    gradient = (_mean(across) + _mean(down)) / 2 + _FLOOR
+    laplacian = _mean(np.abs(4 * centre - around)) + _FLOOR
+    contrast, colour = grey.std(axis=(1, 2)) + _FLOOR, _mean(patch.std(axis=3)) + _FLOOR
+    logs = np.log(np.stack([contrast, gradient, laplacian, laplacian / gradient, colour], axis=1))
+    return np.concatenate([_mean(grey)[:, None], logs], axis=1).astype(np.float32)
+
+
+def _middle(images_BHWC: Uint8Array) -> Uint8Array:
+    height, width = images_BHWC.shape[1:3]
+    top, left = max(0, height - PATCH_PX) // 2, max(0, width - PATCH_PX) // 2
+    return images_BHWC[:, top : top + PATCH_PX, left : left + PATCH_PX]
+
+
+def _mean(values_BHW: Float32Array) -> Float32Array:
+    """Per picture; 0 for one too small to have any."""
+    return values_BHW.mean(axis=(1, 2)) if values_BHW.size else np.zeros(len(values_BHW), np.float32)

@@ -1,0 +1,219 @@
+"""Norm statistics that follow the stream: forward passes on the device alone, no gradient, no cloud needed.
+
+    pictures -> memory, balanced over predicted classes -> measured now and then, layer after layer
+             -> blended with the source's statistics, by evidence -> the next session
+
+The cloud sees selected samples only, so statistics taken from them are biased; these come from the stream itself. How
+far a layer follows its own measurement depends on three things: how many pictures there are, how far the variances of
+the early layers lie from the source's (a clean stream is left alone), and how many classes they show (deep layers
+carry the class: with few classes in the memory they stay with the source). A change of the pictures' look empties
+the memory. docs/method.md has the reasons and what each part is worth.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from cema.edge.measuring import Measured, MeasuringSession
+from cema.edge.memory import ClassMemory, pixel_style
+from cema.types import Float32Array, NormParameters, Uint8Array
+from cema.wire.blend import diversity, log_ratio, shares, shift_size, trust
+from cema.wire.messages import MeasuredLayer
+
+_VARIANCE_FLOOR = 1e-8
+
+
+@dataclass(frozen=True)
+class StatisticsSettings:
+    """The method's numbers, chosen on four corruptions of CIFAR-10 photographs (docs/method.md).
+
+    memory: pictures. window: latest pictures that stand for the present look. change: distance of its mean from the
+    memory's, in standard deviations of one picture, at which the world counts as another. least: pictures without
+    which neither is judged. period, period_max: pictures between two measurements, at first and in the long run.
+    measured: pictures of one measurement, pixels_max: and their pixels, which bounds its memory.
+    """
+
+    memory: int = 96
+    window: int = 16
+    change: float = 2.2
+    least: int = 8
+    period: int = 64
+    period_max: int = 128
+    measured: int = 32
+    pixels_max: int = 8 * 224 * 224
+
+
+DOMAINS = 1 << 53
+"""Domains are drawn below this: exact in JSON, and two of them never alike in practice."""
+Due = Literal["no", "later", "now"]
+
+
+class LocalStatistics:
+    """Statistics of one device. Not thread-safe: whoever owns it calls ``arrive``, ``take_in`` and ``refresh`` in turn.
+
+    source: the bundle's norm parameters. classes: C. rng: for domains. revision: rises with each refresh. domain: a
+    number drawn anew when the look of the stream changes. shift: how far the early layers' variances are from the
+    source's; None before the first look.
+    """
+
+    def __init__(
+        self,
+        measuring: MeasuringSession,
+        classes: int,
+        rng: np.random.Generator,
+        settings: StatisticsSettings | None = None,
+    ) -> None:
+        self.settings = s = settings or StatisticsSettings()
+        self._measuring, self._source = measuring, measuring.bundle.source_parameters()
+        self._layers = measuring.layers
+        self._memory = ClassMemory(s.memory, classes)
+        self._window: deque[Float32Array] = deque(maxlen=s.window)
+        self.revision = self.measured_pictures = 0
+        self._rng, self.latest = rng, statistics_of(self._source, self._layers)
+        self._forget()
+
+    def arrive(self, images_BHWC: Uint8Array) -> bool:
+        """Look at pictures that are about to be predicted; True if the world has changed since the last ones."""
+        self._styles_BS = pixel_style(images_BHWC)
+        self._window.extend(self._styles_BS)
+        if not self._has_changed():
+            return False
+        self._forget()
+        self._window.clear()  # what is left of the old world is no part of the new one's look
+        self._window.extend(self._styles_BS)
+        return True
+
+    def take_in(self, images_BHWC: Uint8Array, labels: Sequence[int]) -> Due:
+        """Remember the pictures of the last ``arrive`` with their predicted labels.
+
+        Returns whether to ``refresh``: ``now``, so that the same pictures can be answered again by statistics that know
+        them (first ones after a start or a change), or ``later``, after the answer.
+        """
+        known, s = len(self._memory), self.settings
+        self._memory.add(list(images_BHWC), self._styles_BS, labels)
+        self._since += len(labels)
+        early = known < s.memory // 2 and self._since >= max(1, known // 2)
+        if early and len(labels) >= s.least:
+            return "now"
+        return "later" if early or self._since >= self._period else "no"
+
+    def refresh(self, parameters: NormParameters) -> None:
+        """Measure the memory by these weights and biases: ``latest``, mean and variance of every batch norm by name."""
+        pictures = self._some_pictures()
+        self._rounds += 1
+        weight = max(1 / self._rounds, len(pictures) / len(self._memory))
+        n, classes, depth = len(self._memory), self._memory.classes, len(self._layers)
+        shown = diversity(self._memory.counts(), classes)
+        if self.shift is None:
+            glimpse, _ = self._measure(pictures, parameters, shares(n, 1.0, shown, depth), weight)
+            _, counts = np.unique(glimpse.logits_BK.argmax(axis=1), return_counts=True)
+            shown = diversity(counts, classes)
+        shares_L = shares(n, trust(self.shift or 0.0), shown, depth)
+        _, statistics = self._measure(pictures, parameters, shares_L, weight, keep=True)
+        self._since = 0
+        self._period = self._next_period()
+        self.revision += 1
+        self.latest = statistics
+
+    def in_use(self, weights: NormParameters, domain: int | None) -> NormParameters:
+        """What to predict with: the latest statistics, and weights that were learned in this domain (None: in all),
+        else the source's."""
+        return {**(weights if domain in (None, self.domain) else self._source), **self.latest}
+
+    def trusted(self) -> float:
+        """0..1 by how far the stream is from the source; 1 before the first look."""
+        return 1.0 if self.shift is None else trust(self.shift)
+
+    def _forget(self) -> None:
+        self.domain = int(self._rng.integers(1, DOMAINS))
+        self._memory.clear()
+        self.shift: float | None = None
+        self._pool: list[tuple[Float32Array, Float32Array]] = []
+        self._since = self._rounds = 0
+        self._period = self.settings.period
+
+    def _has_changed(self) -> bool:
+        least, n = self.settings.least, len(self._memory)
+        if n < least or len(self._window) < least:
+            return False
+        known_NS = self._memory.styles()
+        sd_S = np.sqrt(known_NS.var(axis=0, ddof=1) * (1 + 2 / n) + 1e-4)
+        distance_S = np.abs(np.mean(self._window, axis=0) - known_NS.mean(axis=0)) / sd_S
+        return bool(distance_S.max() > self.settings.change)
+
+    def _next_period(self) -> int:
+        """Twice as long each time once the memory has filled: what follows tells little new."""
+        s = self.settings
+        return min(2 * self._period, s.period_max) if len(self._memory) >= s.memory // 2 else s.period
+
+    def _some_pictures(self) -> Uint8Array:
+        """Those of the memory, or as many of the latest as one measurement may have pixels."""
+        pictures, s = self._memory.pictures(), self.settings
+        most = s.pixels_max // (pictures.shape[1] * pictures.shape[2])
+        return pictures[: max(1, min(most, s.measured))]
+
+    def _measure(
+        self, pictures: Uint8Array, parameters: NormParameters, share_L: Float32Array, weight: float, keep: bool = False
+    ) -> tuple[Measured, NormParameters]:
+        """One forward: the pool moves by ``weight`` to what is measured, each layer by its share to the pool."""
+        priors = [self._prior(index, share, weight) for index, share in enumerate(share_L)]
+        given = dict(parameters)
+        for layer, (mean_C, var_C) in zip(self._layers, priors, strict=True):
+            given[layer.mean], given[layer.var] = mean_C, var_C
+        measured = self._measuring.measure(pictures, given, share_L * np.float32(weight))
+        self.measured_pictures += len(pictures)
+        pool, ratios, noises = [], [], []
+        for index, (first_BC, second_BC) in enumerate(measured.layers):
+            mean_C, var_C, noise_C = _moments(first_BC, second_BC)
+            if self._pool:
+                mean_C, var_C = (
+                    old + weight * (new - old) for old, new in zip(self._pool[index], (mean_C, var_C), strict=True)
+                )
+            pool.append((mean_C, var_C))
+            ratios.append(log_ratio(var_C, self._source[self._layers[index].var]))
+            noises.append(noise_C * weight)
+        self.shift = shift_size(ratios, noises)
+        if keep:
+            self._pool = pool
+        return measured, self._blend(pool, share_L)
+
+    def _prior(self, index: int, share: float, weight: float) -> tuple[Float32Array, Float32Array]:
+        """What the graph must blend with a measurement m, by share * weight, so that out comes
+
+        (1 - share) source + share ((1 - weight) pool + weight m)
+        """
+        layer = self._layers[index]
+        sources = self._source[layer.mean], self._source[layer.var]
+        if not self._pool or weight >= 1:
+            return sources
+        kept, rest = share * (1 - weight), 1 - share * weight
+        return tuple(
+            ((1 - share) * source + kept * pool) / rest for source, pool in zip(sources, self._pool[index], strict=True)
+        )  # type: ignore[return-value]
+
+    def _blend(self, pool: Sequence[tuple[Float32Array, Float32Array]], share_L: Float32Array) -> NormParameters:
+        statistics: NormParameters = {}
+        for layer, share, (mean_C, var_C) in zip(self._layers, share_L, pool, strict=True):
+            for name, value in ((layer.mean, mean_C), (layer.var, var_C)):
+                source = self._source[name]
+                statistics[name] = (source + share * (value - source)).astype(np.float32)
+        return statistics
+
+
+def statistics_of(parameters: NormParameters, layers: Sequence[MeasuredLayer]) -> NormParameters:
+    """Means and variances alone."""
+    return {name: parameters[name] for layer in layers for name in (layer.mean, layer.var)}
+
+
+def _moments(first_BC: Float32Array, second_BC: Float32Array) -> tuple[Float32Array, Float32Array, Float32Array]:
+    """Mean, biased variance, and the squared relative error of that variance from B pictures, [C] each."""
+    mean_C = first_BC.mean(axis=0)
+    spread_BC = second_BC - 2 * first_BC * mean_C + mean_C**2
+    var_C = np.maximum(spread_BC.mean(axis=0), _VARIANCE_FLOOR)
+    noise_C = spread_BC.var(axis=0) / len(first_BC) / var_C**2
+    return mean_C, var_C, noise_C

@@ -1,0 +1,82 @@
+"""How far a norm layer follows what is measured in a stream: the rule that edge and cloud share (docs/method.md).
+
+    statistics = source + share (measured - source),   share_l = share_max  n / (n + evidence)  trust  (1 - d_l + d_l v)
+
+n: pictures measured. trust: 0 where the stream looks like the source to the early layers, 1 far from it. d_l: depth of
+layer l, 0..1; v: diversity of the classes among the pictures. Deep layers carry the class, so that with few classes
+they stay with the source, while the early ones may follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cema.types import Float32Array
+
+_VARIANCE_FLOOR = 1e-8
+
+
+@dataclass(frozen=True)
+class BlendSettings:
+    """The rule's numbers, chosen on four corruptions of CIFAR-10 photographs (docs/method.md).
+
+    share_max: of the measured statistics, 0..1. evidence: pictures at which half of it is reached. shift_half: squared
+    log ratio of variances at which trust is 1/2; shift_power: how sharply it rises there.
+    """
+
+    share_max: float = 0.65
+    evidence: float = 8.0
+    shift_half: float = 0.03
+    shift_power: float = 2.0
+
+
+BLEND = BlendSettings()
+
+
+def trust(shift: float, settings: BlendSettings = BLEND) -> float:
+    """0..1 by how far the stream is from the source (a Hill curve of ``shift_size``)."""
+    raised = shift**settings.shift_power
+    return float(raised / (raised + settings.shift_half**settings.shift_power))
+
+
+def shares(
+    pictures: int, trusted: float, diversity: float, layers: int, settings: BlendSettings = BLEND
+) -> Float32Array:
+    """Share of the measured statistics in each layer's, float32 [L], in the model's order."""
+    depth_L = np.linspace(0, 1, layers, dtype=np.float32)
+    most = settings.share_max * pictures / (pictures + settings.evidence) * trusted
+    return np.asarray(most * (1 - depth_L + depth_L * diversity), np.float32)
+
+
+def shift_size(log_ratios: Sequence[Float32Array], noises: Sequence[Float32Array] | None = None) -> float:
+    """How far the early layers are from the source: median over their channels of ln(variance / source's)^2.
+
+    log_ratios: ln(variance / source's) [C] of each layer. noises: expected square of the error of each, taken off.
+    The first layer is left out (its channels see pixels, and vary with what is in them), and so are those of the
+    second half.
+    """
+    squares = [ratio_C**2 for ratio_C in log_ratios]
+    if noises is not None:
+        squares = [square_C - noise_C for square_C, noise_C in zip(squares, noises, strict=True)]
+    early = squares[1 : max(2, len(squares) // 2)] or squares
+    return max(0.0, float(np.median(np.concatenate(early))))
+
+
+def log_ratio(variance_C: Float32Array, source_C: Float32Array) -> Float32Array:
+    """ln(variance / source's), finite for dead channels."""
+    floor = _VARIANCE_FLOOR
+    return np.asarray(np.log(np.maximum(variance_C, floor) / np.maximum(source_C, floor)), np.float32)
+
+
+def diversity(counts: NDArray[np.int64], classes: int) -> float:
+    """Effective number of classes, exp(entropy), over the most that so many pictures could show: 0..1.
+
+    counts: pictures of each class that has some.
+    """
+    pictures = int(counts.sum())
+    share = counts / pictures
+    return min(1.0, float(np.exp(-(share * np.log(share)).sum())) / min(classes, pictures))
