@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from cema.edge.measuring import Measured, MeasuringSession
+from cema.edge.measuring import MeasuringSession
 from cema.edge.memory import ClassMemory, pixel_style
 from cema.types import Float32Array, NormParameters, Uint8Array
 from cema.wire.blend import diversity, log_ratio, shares, shift_size, trust
@@ -104,21 +104,20 @@ class LocalStatistics:
 
     def refresh(self, parameters: NormParameters) -> None:
         """Measure the memory by these weights and biases: ``latest``, mean and variance of every batch norm by name."""
-        pictures = self._some_pictures()
-        self._rounds += 1
-        weight = max(1 / self._rounds, len(pictures) / len(self._memory))
+        chunks = self._chunks()
         n, classes, depth = len(self._memory), self._memory.classes, len(self._layers)
         shown = diversity(self._memory.counts(), classes)
         if self.shift is None:
-            glimpse, _ = self._measure(pictures, parameters, shares(n, 1.0, shown, depth), weight)
-            _, counts = np.unique(glimpse.logits_BK.argmax(axis=1), return_counts=True)
-            shown = diversity(counts, classes)
-        shares_L = shares(n, trust(self.shift or 0.0), shown, depth)
-        _, statistics = self._measure(pictures, parameters, shares_L, weight, keep=True)
+            glimpse = self._measure(chunks[0], parameters, shares(n, 1.0, shown, depth), keep=False)
+            _, counts = np.unique(glimpse.argmax(axis=1), return_counts=True)
+            shown = max(shown, diversity(counts, classes))
+        shares_L = shares(n, self.trusted(), shown, depth)
+        for chunk in chunks:
+            self._measure(chunk, parameters, shares_L)
+        self.latest = self._blend(shares_L)
         self._since = 0
         self._period = self._next_period()
         self.revision += 1
-        self.latest = statistics
 
     def in_use(self, weights: NormParameters, domain: int | None) -> NormParameters:
         """What to predict with: the latest statistics, and weights that were learned in this domain (None: in all),
@@ -151,36 +150,37 @@ class LocalStatistics:
         s = self.settings
         return min(2 * self._period, s.period_max) if len(self._memory) >= s.memory // 2 else s.period
 
-    def _some_pictures(self) -> Uint8Array:
-        """Those of the memory, or as many of the latest as one measurement may have pixels."""
+    def _chunks(self) -> list[Uint8Array]:
+        """The pictures of the memory that are measured, in parts that one forward may have."""
         pictures, s = self._memory.pictures(), self.settings
-        most = s.pixels_max // (pictures.shape[1] * pictures.shape[2])
-        return pictures[: max(1, min(most, s.measured))]
+        size = max(1, s.pixels_max // (pictures.shape[1] * pictures.shape[2]))
+        chosen = pictures[: s.measured]
+        return [chosen[start : start + size] for start in range(0, len(chosen), size)]
 
     def _measure(
-        self, pictures: Uint8Array, parameters: NormParameters, share_L: Float32Array, weight: float, keep: bool = False
-    ) -> tuple[Measured, NormParameters]:
-        """One forward: the pool moves by ``weight`` to what is measured, each layer by its share to the pool."""
-        priors = [self._prior(index, share, weight) for index, share in enumerate(share_L)]
+        self, pictures: Uint8Array, parameters: NormParameters, share_L: Float32Array, *, keep: bool = True
+    ) -> Float32Array:
+        """One forward: the pool moves to what is measured, each layer by its share to the pool; returns the logits."""
+        weight = max(1 / (self._rounds + 1), len(pictures) / len(self._memory))
         given = dict(parameters)
-        for layer, (mean_C, var_C) in zip(self._layers, priors, strict=True):
-            given[layer.mean], given[layer.var] = mean_C, var_C
+        for index, layer in enumerate(self._layers):
+            given[layer.mean], given[layer.var] = self._prior(index, float(share_L[index]), weight)
         measured = self._measuring.measure(pictures, given, share_L * np.float32(weight))
         self.measured_pictures += len(pictures)
         pool, ratios, noises = [], [], []
         for index, (first_BC, second_BC) in enumerate(measured.layers):
             mean_C, var_C, noise_C = _moments(first_BC, second_BC)
             if self._pool:
-                mean_C, var_C = (
-                    old + weight * (new - old) for old, new in zip(self._pool[index], (mean_C, var_C), strict=True)
-                )
+                old_mean_C, old_var_C = self._pool[index]
+                mean_C, var_C = old_mean_C + weight * (mean_C - old_mean_C), old_var_C + weight * (var_C - old_var_C)
             pool.append((mean_C, var_C))
             ratios.append(log_ratio(var_C, self._source[self._layers[index].var]))
-            noises.append(noise_C * weight)
+            noises.append(noise_C * np.float32(weight))
         self.shift = shift_size(ratios, noises)
         if keep:
             self._pool = pool
-        return measured, self._blend(pool, share_L)
+            self._rounds += 1
+        return measured.logits_BK
 
     def _prior(self, index: int, share: float, weight: float) -> tuple[Float32Array, Float32Array]:
         """What the graph must blend with a measurement m, by share * weight, so that out comes
@@ -196,9 +196,9 @@ class LocalStatistics:
             ((1 - share) * source + kept * pool) / rest for source, pool in zip(sources, self._pool[index], strict=True)
         )  # type: ignore[return-value]
 
-    def _blend(self, pool: Sequence[tuple[Float32Array, Float32Array]], share_L: Float32Array) -> NormParameters:
+    def _blend(self, share_L: Float32Array) -> NormParameters:
         statistics: NormParameters = {}
-        for layer, share, (mean_C, var_C) in zip(self._layers, share_L, pool, strict=True):
+        for layer, share, (mean_C, var_C) in zip(self._layers, share_L, self._pool, strict=True):
             for name, value in ((layer.mean, mean_C), (layer.var, var_C)):
                 source = self._source[name]
                 statistics[name] = (source + share * (value - source)).astype(np.float32)

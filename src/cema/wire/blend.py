@@ -1,6 +1,7 @@
 """How far a norm layer follows what is measured in a stream: the rule that edge and cloud share (docs/method.md).
 
-    statistics = source + share (measured - source),   share_l = share_max  n / (n + evidence)  trust  (1 - d_l + d_l v)
+    statistics = source + share (measured - source)
+    share_l = share_max  n / (n + evidence)  (t + (1 - t) trust)  (1 - d_l + d_l v)
 
 n: pictures measured. trust: 0 where the stream looks like the source to the early layers, 1 far from it. d_l: depth of
 layer l, 0..1; v: diversity of the classes among the pictures. Deep layers carry the class, so that with few classes
@@ -25,13 +26,17 @@ class BlendSettings:
     """The rule's numbers, chosen on four corruptions of CIFAR-10 photographs (docs/method.md).
 
     share_max: of the measured statistics, 0..1. evidence: pictures at which half of it is reached. shift_half: squared
-    log ratio of variances at which trust is 1/2; shift_power: how sharply it rises there.
+    log ratio of variances at which trust is 1/2; shift_power: how sharply it rises there. trust_least: t, what
+    counts where the trust is 0: a little is right for any stream, and some networks gain by it on clean pictures.
+    classes: that pictures must show before deep layers follow in full, if the model has so many.
     """
 
     share_max: float = 0.65
     evidence: float = 8.0
     shift_half: float = 0.03
     shift_power: float = 2.0
+    trust_least: float = 0.25
+    classes: int = 64
 
 
 BLEND = BlendSettings()
@@ -48,6 +53,7 @@ def shares(
 ) -> Float32Array:
     """Share of the measured statistics in each layer's, float32 [L], in the model's order."""
     depth_L = np.linspace(0, 1, layers, dtype=np.float32)
+    trusted = settings.trust_least + (1 - settings.trust_least) * trusted
     most = settings.share_max * pictures / (pictures + settings.evidence) * trusted
     return np.asarray(most * (1 - depth_L + depth_L * diversity), np.float32)
 
@@ -72,11 +78,10 @@ def log_ratio(variance_C: Float32Array, source_C: Float32Array) -> Float32Array:
     return np.asarray(np.log(np.maximum(variance_C, floor) / np.maximum(source_C, floor)), np.float32)
 
 
-def diversity(counts: NDArray[np.int64], classes: int) -> float:
-    """Effective number of classes, exp(entropy), over the most that so many pictures could show: 0..1.
+def diversity(counts: NDArray[np.int64], classes: int, settings: BlendSettings = BLEND) -> float:
+    """Effective number of classes, exp(entropy), among those that pictures must show: 0..1.
 
-    counts: pictures of each class that has some.
+    counts: pictures of each class that has some. classes: C.
     """
-    pictures = int(counts.sum())
-    share = counts / pictures
-    return min(1.0, float(np.exp(-(share * np.log(share)).sum())) / min(classes, pictures))
+    share = counts / counts.sum()
+    return min(1.0, float(np.exp(-(share * np.log(share)).sum())) / min(classes, settings.classes))
