@@ -22,6 +22,10 @@ _FORMAT = 1
 _GROUPS = {"all": COMMON, "extra": EXTRA}
 
 
+DEVICE_PARTS = ("statistics", "blend", "pacing")
+"""Of the numbers of a device that measures its own statistics (``cema.bench.simulate.Own``)."""
+
+
 class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the user asked for. identity: digest of photographs and weights (``cema.bench.work.identity``).
 
@@ -134,11 +138,15 @@ def read_corruptions(text: str) -> tuple[str, ...]:
 
 
 def read_options(texts: Sequence[str]) -> dict[str, dict[str, bool | int | float | str]]:
-    """``tent.lr=0.01`` -> {"tent": {"lr": 0.01}}. The method is what stands before the last point of the key."""
+    """``tent.lr=0.01`` -> {"tent": {"lr": 0.01}}. The method is what stands before the last point of the key; before the
+    last but one in ``cema.statistics.memory=48``: numbers of the device are in parts."""
     found: dict[str, dict[str, bool | int | float | str]] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         method, point, name = key.rpartition(".")
+        before, _, part = method.rpartition(".")
+        if before and part in DEVICE_PARTS:
+            method, name = before, f"{part}.{name}"
         if not (equals and point and method and name):
             raise ConfigError(f"expected METHOD.OPTION=VALUE, got {text!r}")
         found.setdefault(method, {})[name] = _value(value)

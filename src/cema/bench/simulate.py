@@ -31,10 +31,11 @@ from cema.cloud.store.base import GroupRow
 from cema.cloud.store.memory import MemoryBlobs, MemoryStore
 from cema.config import ImageCoding, SelectionConfig
 from cema.edge.measuring import MeasuringSession, can_measure
-from cema.edge.pacing import PacedSelector
+from cema.edge.pacing import PacedSelector, PacingSettings
 from cema.edge.selection import SampleSelector, Selector
-from cema.edge.statistics import LocalStatistics
+from cema.edge.statistics import LocalStatistics, StatisticsSettings
 from cema.types import NormParameters, Uint8Array
+from cema.wire.blend import BLEND, BlendSettings
 from cema.wire.bundle import Bundle
 from cema.wire.difference import apply_difference, encode_difference
 from cema.wire.preprocess import preprocess
@@ -56,6 +57,14 @@ class Pair:
     foundation: nn.Module | None
 
 
+class Own(msgspec.Struct, frozen=True, kw_only=True):
+    """Numbers of devices that measure their own statistics."""
+
+    statistics: StatisticsSettings = StatisticsSettings()
+    blend: BlendSettings = BLEND
+    pacing: PacingSettings = PacingSettings()
+
+
 class Travel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How samples and updates travel. float16: as differences to the version that the device has (ADR 10); float32 is
     what the published method sends."""
@@ -68,7 +77,7 @@ class Travel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Plan:
     """How a group is run. delay: batches between the arrival of an update and its use. first_batch: the running
     statistics start from the first batch, on the edge as in the cloud, as in the published code. threads: of the edge
-    session, 0 = one per core. statistics: the devices measure their own."""
+    session, 0 = one per core. own: the devices measure their own statistics."""
 
     method: str = "cema-paper"
     options: Options = field(default_factory=dict)
@@ -82,7 +91,7 @@ class Plan:
     link: Link = LINKS["instant"]
     fps: float = FPS
     travel: Travel = Travel()  # noqa: RUF009  # frozen
-    statistics: bool = False
+    own: Own | None = None
 
 
 class Simulator:
@@ -124,10 +133,10 @@ class Simulator:
         rng = np.random.default_rng((self.plan.seed, index))
         link, threads, delay = self.plan.link, self.plan.threads, self.plan.delay
         coding, bundle = self.plan.travel.image_coding, self.pair.bundle
-        own = None
-        if self.plan.statistics and can_measure(bundle):
-            measuring = MeasuringSession(bundle, threads=threads)
-            own = LocalStatistics(measuring, len(bundle.manifest.classes), rng)
+        own, numbers = None, self.plan.own
+        if numbers is not None and can_measure(bundle):
+            measuring, classes = MeasuringSession(bundle, threads=threads), len(bundle.manifest.classes)
+            own = LocalStatistics(measuring, classes, rng, numbers.statistics, numbers.blend)
         return Device(f"edge-{index}", bundle, self._selector(rng), link, rng, threads, delay, coding, own)
 
     def _selector(self, rng: np.random.Generator) -> SampleSelector:
@@ -137,7 +146,7 @@ class Simulator:
         if self.plan.selecting == "random":
             return RandomSelector(self.plan.selection, classes, rng)
         if self.plan.selecting == "paced":
-            return PacedSelector(self.plan.selection, classes, rng)
+            return PacedSelector(self.plan.selection, classes, rng, self.plan.own.pacing if self.plan.own else None)
         return Selector(self.plan.selection, classes)
 
     def _predict(self, device: Device, images_BHWC: Uint8Array) -> Answer:

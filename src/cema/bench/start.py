@@ -17,7 +17,7 @@ from cema.bench.methods import CLOUD_ONLY, MANY_CLASSES, RELEASED_MARGIN, CloudE
 from cema.bench.methods.base import DeviceMethod
 from cema.bench.own import load_own
 from cema.bench.rows import Where
-from cema.bench.simulate import FPS, Pair, Plan, Simulator, Travel
+from cema.bench.simulate import FPS, Own, Pair, Plan, Simulator, Travel
 from cema.cloud.adapt import Options, create_adapter
 from cema.errors import ConfigError
 from cema.types import Uint8Array
@@ -70,6 +70,8 @@ def check_method(method: str, options: Options, *, foundation: bool) -> None:
     else:
         least = nn.BatchNorm2d(1)  # any model with a norm layer
         _, rest = _travel(method, {**found.options, **options})
+        if found.statistics:
+            _, rest = _own(method, rest)
         create_adapter(found.method, least, least if foundation else None, rest)
 
 
@@ -106,6 +108,7 @@ def _cloud_edge(method: str, found: CloudEdge, pair: Pair, conditions: Condition
         selection = msgspec.structs.replace(selection, d_margin=RELEASED_MARGIN[nearest])
     first_batch = found.first_batch and conditions.first_batch >= FIRST_BATCH_MIN
     travel, rest = _travel(method, options)
+    own, rest = _own(method, rest) if found.statistics else (None, rest)
     plan = Plan(
         method=found.method,
         options=rest,
@@ -115,7 +118,7 @@ def _cloud_edge(method: str, found: CloudEdge, pair: Pair, conditions: Condition
         seed=conditions.seed,
         delay=conditions.delay,
         first_batch=first_batch,
-        statistics=found.statistics,
+        own=own if found.statistics else None,
         threads=conditions.threads,
         edges=conditions.edges,
         link=conditions.link,
@@ -133,6 +136,19 @@ def _travel(method: str, options: Options) -> tuple[Travel, Options]:
     except msgspec.ValidationError as error:
         raise ConfigError(f"options of method {method!r}: {error}", hint="image_coding, update_encoding") from error
     return travel, {name: value for name, value in options.items() if name not in about_wire}
+
+
+def _own(method: str, options: Options) -> tuple[Own, Options]:
+    """Numbers of the device: ``statistics.memory``, ``blend.share_max``, ``pacing.rate`` and so on; and the rest."""
+    parts: dict[str, dict[str, bool | int | float | str]] = {part: {} for part in Own.__struct_fields__}
+    rest: dict[str, bool | int | float | str] = {}
+    for name, value in options.items():
+        part, dot, key = name.partition(".")
+        (parts[part] if dot and part in parts else rest)[key if dot and part in parts else name] = value
+    try:
+        return msgspec.convert(parts, type=Own), rest
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"options of method {method!r}: {error}", hint="statistics.*, blend.*, pacing.*") from error
 
 
 def _on_device(method: str, found: OnDevice, pair: Pair, conditions: Conditions, clean: CleanPictures) -> Started:

@@ -9,18 +9,20 @@ classes makes the model forget the others (docs/method.md has what each is worth
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 
-from cema.config import SelectionConfig
+from cema.config import Fraction, SelectionConfig
 from cema.edge.selection import BoolArray, Selector
 from cema.types import Float32Array
 
+Tokens = Annotated[float, Meta(ge=1)]
 
-@dataclass(frozen=True)
-class PacingSettings:
+
+class PacingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The method's numbers, chosen on four corruptions of CIFAR-10 photographs (docs/method.md).
 
     e_min: lower bound, fraction of ln C. e_max_warmup: pictures before the upper bound moves. random_share: of all
@@ -31,16 +33,16 @@ class PacingSettings:
     below which the stream counts as narrow.
     """
 
-    e_min: float = 0.10
-    e_max_warmup: int = 64
-    random_share: float = 0.1
-    rate: float = 0.25
-    start: float = 32.0
-    most: float = 64.0
-    window: int = 64
-    memory: float = 1000.0
-    prior: float = 256.0
-    narrow: float = 0.5
+    e_min: Fraction = 0.10
+    e_max_warmup: Annotated[int, Meta(ge=0)] = 64
+    random_share: Fraction = 0.1
+    rate: Fraction = 0.25
+    start: Tokens = 32.0
+    most: Tokens = 64.0
+    window: Annotated[int, Meta(ge=2)] = 64
+    memory: Tokens = 1000.0
+    prior: Tokens = 256.0
+    narrow: Fraction = 0.5
 
 
 class PacedSelector:

@@ -14,22 +14,25 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 
 from cema.edge.measuring import MeasuringSession
 from cema.edge.memory import ClassMemory, pixel_style
 from cema.types import Float32Array, NormParameters, Uint8Array
-from cema.wire.blend import diversity, log_ratio, shares, shift_size, trust
+from cema.wire.blend import BLEND, BlendSettings, diversity, log_ratio, shares, shift_size, trust
 from cema.wire.messages import MeasuredLayer
 
 _VARIANCE_FLOOR = 1e-8
 
 
-@dataclass(frozen=True)
-class StatisticsSettings:
+Count = Annotated[int, Meta(ge=1)]
+
+
+class StatisticsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The method's numbers, chosen on four corruptions of CIFAR-10 photographs (docs/method.md).
 
     memory: pictures. window: latest pictures that stand for the present look. change: distance of its mean from the
@@ -38,14 +41,14 @@ class StatisticsSettings:
     measured: pictures of one measurement, pixels_max: and their pixels, which bounds its memory.
     """
 
-    memory: int = 96
-    window: int = 16
-    change: float = 2.2
-    least: int = 8
-    period: int = 64
-    period_max: int = 128
-    measured: int = 32
-    pixels_max: int = 8 * 224 * 224
+    memory: Count = 96
+    window: Count = 16
+    change: Annotated[float, Meta(gt=0)] = 2.2
+    least: Annotated[int, Meta(ge=2)] = 8
+    period: Count = 64
+    period_max: Count = 128
+    measured: Count = 32
+    pixels_max: Count = 8 * 224 * 224
 
 
 DOMAINS = 1 << 53
@@ -67,8 +70,10 @@ class LocalStatistics:
         classes: int,
         rng: np.random.Generator,
         settings: StatisticsSettings | None = None,
+        blend: BlendSettings = BLEND,
     ) -> None:
         self.settings = s = settings or StatisticsSettings()
+        self._blend_by = blend
         self._measuring, self._source = measuring, measuring.bundle.source_parameters()
         self._layers = measuring.layers
         self._memory = ClassMemory(s.memory, classes)
@@ -105,13 +110,13 @@ class LocalStatistics:
     def refresh(self, parameters: NormParameters) -> None:
         """Measure the memory by these weights and biases: ``latest``, mean and variance of every batch norm by name."""
         chunks = self._chunks()
-        n, classes, depth = len(self._memory), self._memory.classes, len(self._layers)
-        shown = diversity(self._memory.counts(), classes)
+        n, classes, depth, by = len(self._memory), self._memory.classes, len(self._layers), self._blend_by
+        shown = diversity(self._memory.counts(), classes, by)
         if self.shift is None:
-            glimpse = self._measure(chunks[0], parameters, shares(n, 1.0, shown, depth), keep=False)
+            glimpse = self._measure(chunks[0], parameters, shares(n, 1.0, shown, depth, by), keep=False)
             _, counts = np.unique(glimpse.argmax(axis=1), return_counts=True)
-            shown = max(shown, diversity(counts, classes))
-        shares_L = shares(n, self.trusted(), shown, depth)
+            shown = max(shown, diversity(counts, classes, by))
+        shares_L = shares(n, self.trusted(), shown, depth, by)
         for chunk in chunks:
             self._measure(chunk, parameters, shares_L)
         self.latest = self._blend(shares_L)
@@ -126,7 +131,7 @@ class LocalStatistics:
 
     def trusted(self) -> float:
         """0..1 by how far the stream is from the source; 1 before the first look."""
-        return 1.0 if self.shift is None else trust(self.shift)
+        return 1.0 if self.shift is None else trust(self.shift, self._blend_by)
 
     def _forget(self) -> None:
         self.domain = int(self._rng.integers(1, DOMAINS))

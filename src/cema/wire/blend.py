@@ -11,9 +11,11 @@ they stay with the source, while the early ones may follow.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Annotated
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from cema.types import Float32Array
@@ -21,8 +23,7 @@ from cema.types import Float32Array
 _VARIANCE_FLOOR = 1e-8
 
 
-@dataclass(frozen=True)
-class BlendSettings:
+class BlendSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The rule's numbers, chosen on four corruptions of CIFAR-10 photographs (docs/method.md).
 
     share_max: of the measured statistics, 0..1. evidence: pictures at which half of it is reached. shift_half: squared
@@ -31,12 +32,12 @@ class BlendSettings:
     classes: that pictures must show before deep layers follow in full, if the model has so many.
     """
 
-    share_max: float = 0.65
-    evidence: float = 8.0
-    shift_half: float = 0.03
-    shift_power: float = 2.0
-    trust_least: float = 0.25
-    classes: int = 64
+    share_max: Annotated[float, Meta(gt=0, lt=1)] = 0.65
+    evidence: Annotated[float, Meta(ge=0)] = 8.0
+    shift_half: Annotated[float, Meta(gt=0)] = 0.03
+    shift_power: Annotated[float, Meta(gt=0)] = 2.0
+    trust_least: Annotated[float, Meta(ge=0, le=1)] = 0.25
+    classes: Annotated[int, Meta(ge=1)] = 64
 
 
 BLEND = BlendSettings()
