@@ -5,6 +5,7 @@
     python benchmarks/tables.py cifar-controls cifar-controls-continual batch-one imagenet row --data DIR
     python benchmarks/tables.py cifar-cotta cifar-cotta-continual --data DIR
     python benchmarks/tables.py method-reset method-clean method-small method-sorted method-dirichlet --data DIR
+    python benchmarks/tables.py method-device method-cloud method-changes method-pareto --data DIR
     python benchmarks/tables.py method-continual method-recurring method-late method-rest method-imagenet --data DIR
 
 The CIFAR tables share their streams: ``cema bench report`` puts their files together on one page. Rivals run with the
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import ablation
 import msgspec
 from kept import FOUR, cells_folder, workplace
 from provenance import ROOT
@@ -139,6 +141,10 @@ TABLES = {
     "method-recurring": Table((_ours("cema-paper", setting="recurring", corruptions=FOUR),), processes=1),
     "method-late": Table((_cifar(methods=("cema",), delays=(10, 50)),), processes=1),
     "method-rest": Table((_ours("source", "bn", "labels", "cema-paper", skip=2000, limit=None),), processes=1),
+    "method-device": Table(tuple(ablation.ablation(ablation.OFFLINE, "cema-offline")), tuned=False),
+    "method-cloud": Table(tuple(ablation.ablation(ablation.CLOUD, "cema")), processes=1, tuned=False),
+    "method-changes": Table(tuple(ablation.changes()), processes=1, tuned=False),
+    "method-pareto": Table(tuple(ablation.pareto()), processes=1, tuned=False),
     "method-imagenet": Table((_method_imagenet(),), processes=1, tuned=False),
     "imagenet": Table((*_imagenet(3), *_imagenet(5)), processes=1, tuned=False),
     "row": Table((_cifar(methods=("cema-paper",), limit=None, options={"cema-paper": EXACT}),)),
