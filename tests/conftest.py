@@ -101,6 +101,7 @@ class Service:
             "[worker]\nlease_s = 2\nthreads = 1\npublish_min_interval_s = 0\nidle_interval_s = 0.01\n"
             f"[groups.{GROUP}]\nbundle = 'edge.bundle'\n"
             "edge_model = 'digits-edge'\nfoundation_model = 'digits-foundation'\n"
+            "method = 'cema-paper'\n"
         )
         with (self.folder / "serve.log").open("ab") as log:
             self.child = subprocess.Popen(

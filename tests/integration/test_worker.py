@@ -50,7 +50,13 @@ def foundation():
 
 class Cloud:
     def __init__(
-        self, folder: Path, edge_models: dict[str, str], data_dir: Path | None = None, *, int8: bool = False
+        self,
+        folder: Path,
+        edge_models: dict[str, str],
+        data_dir: Path | None = None,
+        *,
+        int8: bool = False,
+        method: str = "cema-paper",
     ) -> None:
         self.now_ms, self.sent = 1_000_000, 0
         model = load_model("worker_models:edge")
@@ -63,7 +69,10 @@ class Cloud:
         (folder / "edge.bundle").write_bytes(encode_bundle(self.bundle))
         groups = {
             name: GroupConfig(
-                bundle=str(folder / "edge.bundle"), edge_model=edge, foundation_model="worker_models:foundation"
+                bundle=str(folder / "edge.bundle"),
+                edge_model=edge,
+                foundation_model="worker_models:foundation",
+                method=method,
             )
             for name, edge in edge_models.items()
         }

@@ -138,8 +138,8 @@ def read_corruptions(text: str) -> tuple[str, ...]:
 
 
 def read_options(texts: Sequence[str]) -> dict[str, dict[str, bool | int | float | str]]:
-    """``tent.lr=0.01`` -> {"tent": {"lr": 0.01}}. The method is what stands before the last point of the key; before the
-    last but one in ``cema.statistics.memory=48``: numbers of the device are in parts."""
+    """``tent.lr=0.01`` -> {"tent": {"lr": 0.01}}. The method is what stands before the last point of the key;
+    before the last but one in ``cema.statistics.memory=48``: numbers of the device are in parts."""
     found: dict[str, dict[str, bool | int | float | str]] = {}
     for text in texts:
         key, equals, value = text.partition("=")

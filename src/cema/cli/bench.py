@@ -65,7 +65,7 @@ _LINK_OPTIONS = (
                  help="Pictures per second of a device, for links that take time."),
 )  # fmt: skip
 _RUN_OPTIONS = (
-    click.option("--methods", default="source,bn,cema-paper", show_default=True, metavar="A,B,...",
+    click.option("--methods", default="source,bn,cema-paper,cema", show_default=True, metavar="A,B,...",
                  help="Names of docs/benchmark.md, or module:Class."),
     click.option("--option", "options", multiple=True, metavar="METHOD.KEY=VALUE",
                  help="Overrides a method's number; may be given several times."),

@@ -27,7 +27,7 @@ NOT_HELPED_EXIT_CODE = 20
     "--seconds", default=0.0, type=click.FloatRange(0), help="Stop streaming after this long; 0 = at the end."
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
-@click.option("--method", default="cema-paper", show_default=True, help="cema-paper, bn or source.")
+@click.option("--method", default="cema", show_default=True, help="cema, cema-lite, cema-paper, bn or source.")
 @click.option("--report", default="cema-demo.html", show_default=True, type=click.Path(dir_okay=False, path_type=Path))
 @json_option
 def demo(

@@ -59,7 +59,9 @@ def quantised(bundle: Bundle, images_NHWC: Uint8Array) -> tuple[Bundle, Fidelity
     graph = quantised_graph(model, observe(bundle, images_NHWC[::2])).SerializeToString(deterministic=True)
     old = bundle.manifest
     mark = fingerprint(graph, bundle.norm, old.preprocess, old.classes, old.norm)
-    made = Bundle(msgspec.structs.replace(old, fingerprint=mark, precision="int8"), graph, bundle.norm)
+    made = Bundle(
+        msgspec.structs.replace(old, fingerprint=mark, precision="int8", statistics=msgspec.UNSET), graph, bundle.norm
+    )
     return made, check_fidelity(bundle, made, images_NHWC[1::2])
 
 

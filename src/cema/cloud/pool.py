@@ -50,7 +50,19 @@ def _adapter(group: GroupConfig, bundle: Bundle) -> Adapter:
     edge = load_model(group.edge_model, group.edge_weights).module
     _check_same(edge, bundle, group)
     foundation = load_model(group.foundation_model, group.foundation_weights).module if group.foundation_model else None
-    return create_adapter(group.method, edge, foundation, group.options)
+    adapter = create_adapter(group.method, edge, foundation, group.options)
+    if adapter.stats_owner == "edge" and not _measures(bundle):
+        raise ConfigError(
+            f"the devices of {group.bundle} cannot measure their norm statistics, as method {group.method!r} wants",
+            hint="build the bundle again, without --int8; or take the method 'cema-paper'",
+        )
+    return adapter
+
+
+def _measures(bundle: Bundle) -> bool:
+    """Whether devices can measure the statistics of this bundle's batch norms, if it has any."""
+    follows = any(tensor.role == "running_mean" for tensor in bundle.manifest.norm)
+    return bundle.manifest.statistics is not msgspec.UNSET or not follows
 
 
 def _check_same(edge: nn.Module, bundle: Bundle, group: GroupConfig) -> None:

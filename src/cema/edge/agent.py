@@ -212,7 +212,8 @@ class EdgeAgent:
         return bundle
 
     def _renew_selector(self, session: EdgeSession, following: bool) -> None:
-        make = self._make_selector or (PacedSelector if following else Selector)
+        paced = following and self._config.selection.enabled
+        make = self._make_selector or (PacedSelector if paced else Selector)
         self._selector = make(self._config.selection, len(session.bundle.manifest.classes))
         self._selects_for = session.fingerprint, following
 

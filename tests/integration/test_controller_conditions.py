@@ -1,0 +1,291 @@
+"""The cloud's loop with ``cema`` on a real store: steps of one device in one world, forgetting, manifests, restarts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cema.cloud.adapt import create_adapter
+from cema.cloud.adapt.base import Adapter, Metrics
+from cema.cloud.controller import Condition, Controller, Publishing
+from cema.cloud.sharing import SharedAdapter
+from cema.cloud.store.memory import MemoryBlobs, MemoryStore
+from cema.types import NormParameters
+from cema.wire.bundle import Bundle
+from cema.wire.image import encode_image
+from cema.wire.messages import Sample, SampleBatch, UpdateManifest
+from cema.wire.preprocess import scale_and_shift
+from cema.wire.update import Update, open_update
+
+GROUP, WORKER = "cameras", "w"
+METHOD, OPTIONS = "cema", {"precision": "float32"}
+
+
+class TinyNet(nn.Module):
+    """Norm parameters named as in the ``tiny_bundle`` fixture."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv, self.bn, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
+        self.eval()
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        return self.fc(torch.relu(self.bn(self.conv(images_BCHW))).mean((2, 3)))
+
+
+class Recorder:
+    """A real adapter that writes down what it was given. steps: (tags of the uploads, of the replayed)."""
+
+    def __init__(self, inner: Adapter, bundle: Bundle) -> None:
+        self.inner, self.schedule, self.stats_owner = inner, inner.schedule, inner.stats_owner
+        self.scale, self.shift = (float(each[0]) for each in scale_and_shift(bundle.manifest.preprocess))
+        self.steps: list[tuple[list[int], list[int]]] = []
+        self.learned: list[bool] = []
+        self.forgotten: list[float] = []
+        self.after_step: Callable[[], None] = lambda: None
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.inner, name)
+
+    def forget(self, share: float) -> None:
+        self.forgotten.append(share)
+        self.inner.forget(share)
+
+    def step(self, uploads_BCHW: torch.Tensor, replayed_BCHW: torch.Tensor | None) -> Metrics | None:
+        self.steps.append((self.tags(uploads_BCHW), [] if replayed_BCHW is None else self.tags(replayed_BCHW)))
+        metrics = self.inner.step(uploads_BCHW, replayed_BCHW)
+        self.learned.append(metrics is not None)
+        self.after_step()
+        return metrics
+
+    def replay_step(self, replayed_BCHW: torch.Tensor) -> Metrics | None:
+        raise AssertionError("cema learns nothing from replay alone")
+
+    def tags(self, images_BCHW: torch.Tensor) -> list[int]:
+        return [round((value - self.shift) / self.scale) for value in images_BCHW[:, 0, 0, 0].tolist()]
+
+
+class Cloud:
+    """A group and its store. Each picture bears its tag (a number of its condition) in its first pixel."""
+
+    def __init__(self, bundle: Bundle, interval_ms: int = 0) -> None:
+        self.bundle, self.interval_ms = bundle, interval_ms
+        self.store, self.blobs = MemoryStore(), MemoryBlobs()
+        self.now_ms, self.sent = 1_000_000, 0
+        self.seen: dict[str, int] = {}
+        self.store.put_group(GROUP, bundle.manifest.fingerprint, "bundle", "on", self.now_ms)
+
+    def show(self, device: str, domain: int | None, tag: int, uploads: int, images: int = 64) -> None:
+        """A device sees ``images`` and uploads some. domain None: it does not watch."""
+        self.seen[device] = self.seen.get(device, 0) + images
+        samples = []
+        for _ in range(uploads):
+            pixels = np.random.default_rng(self.sent).integers(0, 256, (8, 8, 3), np.uint8)
+            pixels[0, 0, 0] = tag
+            samples.append(Sample(
+                sample_id=self.sent.to_bytes(16, "big"), seq=self.sent, codec="png", image=encode_image(pixels, "png"),
+                label=0, probability=0.5, entropy=0.5, update_version=0, captured_at_ms=0,
+                domain=msgspec.UNSET if domain is None else domain,
+            ))  # fmt: skip
+            self.sent += 1
+        fingerprint, boot_id = self.bundle.manifest.fingerprint, device.ljust(16).encode()
+        self.store.add_samples(GROUP, SampleBatch(
+            device_id=device, boot_id=boot_id, fingerprint=fingerprint, samples_seen=self.seen[device], samples=samples
+        ), self.now_ms)  # fmt: skip
+
+    def controller(self) -> tuple[Controller, Recorder]:
+        """As a worker that has just started has it: all that it knows comes from the store."""
+        recorder = Recorder(create_adapter(METHOD, TinyNet(1), TinyNet(2), OPTIONS), self.bundle)
+        publishing = Publishing(METHOD, None, self.interval_ms)
+        return Controller(
+            self.store.group(GROUP), self.bundle, SharedAdapter(recorder), self.store, self.blobs, publishing,
+            worker=WORKER, seed=5, clock_ms=lambda: self.now_ms,
+        ), recorder  # fmt: skip
+
+    def tick(self, controller: Controller) -> int:
+        row = self.store.claim(WORKER, self.now_ms, lease_ms=1000, tick_images=64, publish_interval_ms=self.interval_ms)
+        assert row is not None
+        try:
+            return controller.tick(row)
+        finally:
+            self.store.release(GROUP, WORKER)
+            self.now_ms += 1
+
+    def newest(self) -> Update:
+        return open_update(self.blobs.get(self.store.updates(GROUP, 1)[0].blob), self.bundle.manifest)
+
+    def manifest(self) -> UpdateManifest:
+        return self.newest().manifest
+
+    @property
+    def pending(self) -> list[Condition]:
+        return [Condition(sample.device_id, sample.domain) for sample in self.store.pending(GROUP, 999)]
+
+
+@pytest.fixture
+def cloud(tiny_bundle: Bundle) -> Cloud:
+    return Cloud(tiny_bundle)
+
+
+def same(first: NormParameters, second: NormParameters) -> bool:
+    return all(np.array_equal(value, second[name]) for name, value in first.items())
+
+
+def source() -> NormParameters:
+    return create_adapter(METHOD, TinyNet(1), TinyNet(2), OPTIONS).edge_parameters()
+
+
+def interleave(cloud: Cloud, rounds: int, each: int, conditions: Sequence[tuple[str, int, int]]) -> None:
+    for _ in range(rounds):
+        for device, domain, tag in conditions:
+            cloud.show(device, domain, tag, each)
+
+
+def test_a_steps_uploads_and_replay_are_of_one_device_in_one_world(cloud: Cloud) -> None:
+    controller, recorder = cloud.controller()
+    worlds = [("a", 7, 1), ("b", 7, 2), ("a", 8, 3), ("b", 9, 4)]
+    for first, second in ((0, 1), (2, 1), (2, 3), (2, 3)):
+        interleave(cloud, 4, 6, [worlds[first], worlds[second]])
+        while cloud.pending:
+            cloud.tick(controller)
+            cloud.show("a", 7, 1, uploads=0)
+    seen = {uploads[0]: replayed for uploads, replayed in recorder.steps}
+    assert all(len({*uploads, *replayed}) == 1 for uploads, replayed in recorder.steps)
+    assert sorted(seen) == [1, 2, 3, 4]
+    assert all(seen.values()), "each had replay in the end"
+    assert {len(uploads) for uploads, _ in recorder.steps} <= set(range(1, 17))
+    assert max(len(replayed) for _, replayed in recorder.steps) == 48
+
+
+def test_samples_of_other_devices_wait_for_the_next_step(cloud: Cloud) -> None:
+    controller, recorder = cloud.controller()
+    interleave(cloud, 4, 2, [("a", 7, 1), ("b", 5, 2)])
+    assert cloud.tick(controller) == 1
+    assert recorder.steps == [([1] * 8, [])]
+    assert cloud.pending == [("b", 5)] * 8
+    cloud.show("a", 7, 1, uploads=3)
+    assert cloud.tick(controller) == 1
+    assert recorder.steps[1:] == [([2] * 8, [])]
+    assert cloud.pending == [("a", 7)] * 3
+    cloud.show("a", 7, 1, uploads=0)
+    assert cloud.tick(controller) == 1
+    assert recorder.steps[2:] == [([1] * 3, [1] * 8)]
+
+
+@pytest.mark.parametrize("count", [1, 15])
+def test_a_tick_with_a_few_uploads_makes_a_step_and_learns_once_there_is_replay(cloud: Cloud, count: int) -> None:
+    controller, recorder = cloud.controller()
+    cloud.show("a", 7, 1, uploads=count)
+    assert cloud.tick(controller) == 1
+    assert recorder.learned == [False], "statistics of so few say little"
+    row = cloud.store.group(GROUP)
+    assert (row.pending, row.latest_version, row.ticks_done) == (0, 0, 1)
+    assert len(cloud.store.replay(GROUP)) == count
+    cloud.show("a", 7, 1, uploads=16 - count)
+    assert cloud.tick(controller) == 1
+    assert recorder.learned == [False, True]
+    assert cloud.store.group(GROUP).latest_version == 1
+
+
+def test_without_uploads_a_tick_is_counted_and_nothing_learned_however_full_replay_is(cloud: Cloud) -> None:
+    controller, recorder = cloud.controller()
+    cloud.show("a", 7, 1, uploads=400)
+    assert cloud.tick(controller) == 25
+    cloud.show("a", 7, 1, uploads=0)
+    assert cloud.tick(controller) == 0
+    assert len(recorder.steps) == 25
+    row = cloud.store.group(GROUP)
+    assert (row.ticks_done, row.latest_version) == (2, 25)
+
+
+def test_the_only_device_in_another_world_makes_the_cloud_forget_everything(cloud: Cloud) -> None:
+    controller, recorder = cloud.controller()
+    cloud.show("a", 7, 1, uploads=32)
+    cloud.tick(controller)
+    assert recorder.forgotten == []
+    assert not same(cloud.newest().parameters, source())
+    cloud.show("a", 8, 2, uploads=16)
+    cloud.tick(controller)
+    assert recorder.forgotten == [1.0]
+    twin = Cloud(cloud.bundle)
+    fresh, _ = twin.controller()
+    twin.sent = 32
+    twin.show("a", 8, 2, uploads=16)
+    twin.tick(fresh)
+    assert same(cloud.newest().parameters, twin.newest().parameters), "it learns as if the old world had never been"
+
+
+def test_one_of_two_devices_in_another_world_makes_it_forget_half_and_a_third_one_a_third(cloud: Cloud) -> None:
+    controller, recorder = cloud.controller()
+    for device in ("a", "b"):
+        cloud.show(device, 7, 1, uploads=16)
+        cloud.tick(controller)
+    cloud.show("a", 8, 2, uploads=16)
+    cloud.tick(controller)
+    assert recorder.forgotten == [0.5]
+    cloud.show("c", 9, 3, uploads=16)
+    cloud.show("b", 9, 3, uploads=16)
+    cloud.tick(controller)
+    assert recorder.forgotten == [0.5, 1 / 3], "a new device is no change"
+
+
+def test_a_version_says_that_the_edge_owns_statistics_and_for_one_device_in_which_world(cloud: Cloud) -> None:
+    controller, recorder = cloud.controller()
+    cloud.show("a", 7, 1, uploads=16)
+    cloud.tick(controller)
+    assert (cloud.manifest().stats_owner, cloud.manifest().domain) == ("edge", 7)
+    for name, value in source().items():
+        if name.startswith("bn.running"):
+            np.testing.assert_array_equal(cloud.newest().parameters[name], value)
+    cloud.show("a", 8, 2, uploads=16)
+    cloud.tick(controller)
+    assert (cloud.manifest().version, cloud.manifest().domain) == (2, 8)
+    cloud.show("b", 5, 3, uploads=16)
+    cloud.tick(controller)
+    assert (cloud.manifest().version, cloud.manifest().stats_owner) == (3, "edge")
+    assert cloud.manifest().domain is msgspec.UNSET
+    assert same(recorder.edge_parameters(), cloud.newest().parameters)  # type: ignore[operator]
+
+
+def test_devices_that_do_not_watch_are_of_one_world(cloud: Cloud) -> None:
+    controller, recorder = cloud.controller()
+    for _ in range(2):
+        cloud.show("a", None, 1, uploads=16)
+        cloud.tick(controller)
+    assert controller.replay.keys() == [Condition("a", 0)] * 32
+    assert recorder.forgotten == []
+
+
+def test_after_a_restart_replay_and_worlds_are_known_again(cloud: Cloud) -> None:
+    controller, _ = cloud.controller()
+    interleave(cloud, 2, 8, [("a", 7, 1), ("b", 5, 2)])
+    while cloud.pending:
+        cloud.tick(controller)
+        cloud.show("a", 7, 1, uploads=0)
+    again, recorder = cloud.controller()
+    assert again.replay.keys() == controller.replay.keys()
+    assert again.replay.count(Condition("b", 5)) == 16
+    cloud.show("b", 5, 2, uploads=4)
+    cloud.tick(again)
+    assert (recorder.forgotten, recorder.steps) == ([], [([2] * 4, [2] * 16)])
+    cloud.show("b", 6, 3, uploads=16)
+    cloud.tick(again)
+    assert recorder.forgotten == [0.5]
+
+
+def test_a_worker_that_died_between_steps_goes_on_to_the_same_bytes(cloud: Cloud) -> None:
+    twin = Cloud(cloud.bundle)
+    straight, _ = twin.controller()
+    worlds = [("a", 1, 1), ("b", 2, 2), ("a", 1, 1), ("a", 3, 3), ("b", 2, 2), ("b", 4, 4), ("a", 3, 3)]
+    for world in worlds:
+        controller, _ = cloud.controller()
+        for each, loop in ((cloud, controller), (twin, straight)):
+            each.show(*world, uploads=16)
+            each.tick(loop)
+    assert cloud.newest().data == twin.newest().data

@@ -1,0 +1,234 @@
+"""A device follows its own stream, with the cloud out of reach: when it measures, what it answers, how it ends."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cema.cloud.models import digits
+from cema.config import RuntimeConfig, StatisticsConfig
+from cema.edge import EdgeAgent
+from cema.edge.follower import TOGETHER
+from cema.edge.measuring import MeasuringSession
+from cema.edge.session import EdgeSession
+from cema.edge.updater import Updater
+from cema.types import Prediction, Uint8Array
+from cema.wire.bundle import decode_bundle
+
+NOWHERE = "http://127.0.0.1:1"
+
+
+@pytest.fixture(scope="module")
+def clean() -> Uint8Array:
+    return digits.digit_images()[0][digits.split().stream]
+
+
+@pytest.fixture(scope="module")
+def pale(clean: Uint8Array) -> Uint8Array:
+    """Next to no contrast: far from what the model was trained on."""
+    return (clean * 0.2 + 100).astype(np.uint8)
+
+
+@pytest.fixture
+def offline(device: Any, digits_bundle: bytes) -> Callable[..., EdgeAgent]:
+    """Start an agent that follows, by itself, with changes to ``[statistics]`` or another part."""
+    device.bundle = decode_bundle(digits_bundle)
+
+    def start(bundle: Any = None, **changes: Any) -> EdgeAgent:
+        parts = {key: changes.pop(key) for key in ("runtime", "selection") if key in changes}
+        statistics = StatisticsConfig(**{"follow": "on", **changes})
+        agent: EdgeAgent = device.start(bundle=bundle or device.bundle, url=NOWHERE, statistics=statistics, **parts)
+        return agent
+
+    return start
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """In which thread each measurement was made."""
+    found: list[str] = []
+    real = MeasuringSession.measure
+
+    def noted(session: MeasuringSession, *arguments: Any) -> Any:
+        found.append(threading.current_thread().name)
+        return real(session, *arguments)
+
+    monkeypatch.setattr(MeasuringSession, "measure", noted)
+    return found
+
+
+def revisions(predictions: list[Prediction]) -> set[int]:
+    return {each.stats_revision for each in predictions}
+
+
+def probabilities(predictions: list[Prediction]) -> np.ndarray:
+    return np.array([each.probability for each in predictions])
+
+
+def by_source(device: Any, images: Uint8Array) -> np.ndarray:
+    session = EdgeSession(device.bundle, device.bundle.source_parameters(), 0, threads=1)
+    return session.predict(images).confidence_B
+
+
+@pytest.mark.parametrize("count", [TOGETHER, 32])
+def test_the_first_batch_is_answered_again_by_statistics_that_know_it(
+    device: Any, offline: Callable[..., EdgeAgent], pale: Uint8Array, measured: list[str], count: int
+) -> None:
+    agent = offline()
+    predictions = agent.predict(list(pale[:count]))
+    assert revisions(predictions) == {1}
+    assert {each.version for each in predictions} == {0}
+    assert np.abs(probabilities(predictions) - by_source(device, pale[:count])).max() > 0.1
+    assert set(measured) == {threading.current_thread().name}
+    assert agent.status()["stats_revision"] == 1
+    assert agent.status()["samples_seen"] == count
+
+
+def test_its_own_statistics_make_far_pictures_readable(
+    device: Any, offline: Callable[..., EdgeAgent], pale: Uint8Array
+) -> None:
+    labels = digits.digit_images()[1][digits.split().stream][:320]
+    session = EdgeSession(device.bundle, device.bundle.source_parameters(), 0)
+    agent = offline()
+    found = [each.label for start in range(0, 320, 32) for each in agent.predict(list(pale[start : start + 32]))]
+    blind = (session.predict(pale[:320]).label_B == labels).mean()
+    assert (np.array(found) == labels).mean() > blind + 0.2
+
+
+@pytest.mark.parametrize("batch", [1, TOGETHER - 1])
+def test_small_batches_are_measured_in_the_background(
+    device: Any, offline: Callable[..., EdgeAgent], pale: Uint8Array, measured: list[str], batch: int
+) -> None:
+    agent = offline()
+    first = agent.predict(list(pale[:batch]))
+    assert revisions(first) == {0}
+    np.testing.assert_allclose(probabilities(first), by_source(device, pale[:batch]), rtol=1e-5)
+    device.eventually(lambda: agent.status()["stats_revision"] == 1)
+    assert revisions(agent.predict(list(pale[:batch]))) == {1}
+    agent.predict(list(pale[20 : 20 + batch]))
+    device.eventually(lambda: agent.status()["stats_revision"] == 2)
+    assert set(measured) == {"cema-follower"}
+
+
+def test_first_answers_are_left_alone_if_the_device_shall_not_answer_again(
+    device: Any, offline: Callable[..., EdgeAgent], pale: Uint8Array, measured: list[str]
+) -> None:
+    agent = offline(answer_again=False)
+    first = agent.predict(list(pale[:16]))
+    assert revisions(first) == {0}
+    np.testing.assert_allclose(probabilities(first), by_source(device, pale[:16]), rtol=1e-5)
+    device.eventually(lambda: agent.status()["stats_revision"] == 1)
+    again = agent.predict(list(pale[:16]))
+    assert np.abs(probabilities(again) - probabilities(first)).max() > 0.1
+    assert set(measured) == {"cema-follower"}
+
+
+def test_the_first_batch_of_another_world_is_answered_again(
+    offline: Callable[..., EdgeAgent], clean: Uint8Array, pale: Uint8Array
+) -> None:
+    agent = offline()
+    for start in range(0, 160, 16):
+        agent.predict(list(clean[start : start + 16]))
+    before = agent.status()["stats_revision"]
+    assert revisions(agent.predict(list(pale[:4]))) == {before}, "four pictures are no world yet"
+    fresh = agent.predict(list(pale[:32]))
+    assert revisions(fresh) == {int(str(before)) + 1}
+
+
+@pytest.mark.parametrize("why", ["switched off", "cloud not heard", "no adaptation", "bundle without statistics"])
+def test_a_device_that_does_not_follow_never_measures(
+    device: Any, offline: Callable[..., EdgeAgent], pale: Uint8Array, measured: list[str], tiny_bundle: Any, why: str
+) -> None:
+    agent = {
+        "switched off": lambda: offline(follow="off"),
+        "cloud not heard": lambda: offline(follow="auto"),
+        "no adaptation": lambda: offline(runtime=RuntimeConfig(adaptation="off", threads=1)),
+        "bundle without statistics": lambda: offline(bundle=tiny_bundle),
+    }[why]()
+    for count in (1, 7, 16, 64):
+        predictions = agent.predict(list(pale[:count]))
+        assert revisions(predictions) == {0}
+    if why != "bundle without statistics":
+        np.testing.assert_allclose(probabilities(predictions), by_source(device, pale[:64]), rtol=1e-5)
+    agent.close()
+    assert measured == []
+    assert agent.status()["stats_revision"] == 0
+
+
+def test_predict_touches_neither_disk_nor_network_while_it_measures(
+    offline: Callable[..., EdgeAgent], pale: Uint8Array, measured: list[str]
+) -> None:
+    agent = offline()
+    touched: list[str] = []
+    watching, me = [True], threading.get_ident()
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if watching[0] and threading.get_ident() == me and event.split(".")[0] in ("open", "os", "socket", "sqlite3"):
+            touched.append(event)
+
+    sys.addaudithook(hook)
+    assert revisions(agent.predict(list(pale[:16]))) == {1}
+    watching[0] = False
+    assert measured
+    assert touched == []
+
+
+def test_four_threads_get_right_answers_while_statistics_are_renewed(
+    offline: Callable[..., EdgeAgent], clean: Uint8Array, pale: Uint8Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions: list[EdgeSession] = []
+    real = Updater._build
+
+    def noted(*arguments: Any) -> EdgeSession:
+        sessions.append(real(*arguments))
+        return sessions[-1]
+
+    monkeypatch.setattr(Updater, "_build", noted)
+    agent, together = offline(), threading.Barrier(4, timeout=60)
+
+    def run(number: int) -> list[tuple[Uint8Array, list[Prediction]]]:
+        rng, answered = np.random.default_rng(number), []
+        together.wait()
+        for turn in range(40):
+            world = pale if turn % 20 < 10 else clean
+            images = world[rng.choice(len(world), (1, 3, 8, 16)[number])]
+            answered.append((images, agent.predict(list(images))))
+        return answered
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = [each for done in pool.map(run, range(4)) for each in done]
+    assert agent.status()["samples_seen"] == 40 * (1 + 3 + 8 + 16)
+    assert len({session.revision for session in sessions}) > 3
+    for images, predictions in answers:
+        (revision,) = revisions(predictions)
+        expected = [session.predict(images) for session in sessions if session.revision == revision]
+        assert any(
+            np.allclose(probabilities(predictions), each.confidence_B, rtol=1e-4)
+            and [said.label for said in predictions] == each.label_B.tolist()
+            for each in expected
+        ), f"no session of revision {revision} says so"
+
+
+def ours() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("cema-")]
+
+
+@pytest.mark.parametrize("batches", [(), (16,), (1,), (16, 1, 1)])
+def test_close_is_prompt_and_leaves_no_thread(
+    offline: Callable[..., EdgeAgent], pale: Uint8Array, batches: tuple[int, ...]
+) -> None:
+    agent = offline()
+    for count in batches:
+        agent.predict(list(pale[:count]))
+    assert "cema-follower" in ours()
+    started_s = time.perf_counter()
+    agent.close()
+    assert time.perf_counter() - started_s < 3, "nothing waits for its time-out"
+    assert ours() == []
