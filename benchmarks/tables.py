@@ -89,7 +89,7 @@ def _ours(*others: str, **changes: object) -> Spec:
 def _method_imagenet() -> Spec:
     corruptions = ("gaussian_noise", "defocus_blur", "fog", "contrast")
     methods, options = ("source", "bn", "cema-offline", "cema", "cema-paper"), {"cema-paper": FASTEST}
-    return Spec(dataset="imagenet", methods=methods, corruptions=corruptions, severity=3, options=options, seeds=SEEDS)
+    return Spec(dataset="imagenet", methods=methods, corruptions=corruptions, severity=3, options=options)
 
 
 def _controls(**changes: object) -> Spec:
