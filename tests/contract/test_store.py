@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from cema.cloud.store.base import Store
+from cema.cloud.store.base import StepCommit, Store, StoredSample
 from cema.cloud.store.memory import MemoryStore
 from cema.cloud.store.sql import SqlStore
 from cema.errors import ConflictError, NotFoundError
@@ -124,6 +125,43 @@ def test_samples_queue_up_in_order_and_duplicates_are_counted_once(store: Store)
     assert [s.codec for s in queue] == ["png"] * 3
     assert store.pending("g", 2) == queue[:2]
     assert store.group("g").pending == 3
+
+
+def conditions(samples: Sequence[StoredSample]) -> list[tuple[str, int]]:
+    return [(sample.device_id, sample.domain) for sample in samples]
+
+
+def upload(store: Store, device_id: str, number: int, domain: int | None, group: str = "g") -> None:
+    known = {} if domain is None else {"domain": domain}
+    made = batch(seen=64, boot=number.to_bytes(16, "big"))
+    samples = [msgspec.structs.replace(sample(number), **known)]
+    store.add_samples(group, msgspec.structs.replace(made, device_id=device_id, samples=samples), 2)
+
+
+def test_samples_know_their_device_and_its_world_in_the_queue_and_in_replay(store: Store) -> None:
+    largest = 1 << 53
+    given = [("cam", 7), ("door", 7), ("cam", 8), ("cam", None), ("door", largest), ("cam", 7)]
+    for number, (device_id, domain) in enumerate(given):
+        upload(store, device_id, number, domain)
+    expected = [(device_id, domain or 0) for device_id, domain in given]
+    queue = store.pending("g", 9)
+    assert conditions(queue) == expected
+    row = store.claim("w", 3, lease_ms=1000, tick_images=64, publish_interval_ms=0)
+    assert row is not None
+    used = [sample.row_id for sample in queue[1:5]]
+    store.commit_step(StepCommit("g", "w", row.lineage, 1, 0, consumed=used, evicted=used[:1]), 4)
+    assert conditions(store.pending("g", 9)) == [expected[0], expected[5]]
+    assert conditions(store.replay("g")) == expected[2:5]
+    assert conditions(store.replay("g", used[2])) == expected[4:5]
+
+
+def test_a_repeated_sample_keeps_the_world_in_which_it_came_first(store: Store) -> None:
+    upload(store, "cam", 1, 7)
+    upload(store, "cam", 1, 8)
+    assert conditions(store.pending("g", 9)) == [("cam", 7)]
+    store.put_group("h", "f1", "bundle1", "on", 1)
+    upload(store, "cam", 1, 8, "h")
+    assert conditions(store.pending("h", 9)) == [("cam", 8)]
 
 
 def test_groups_do_not_share_sample_ids(store: Store) -> None:

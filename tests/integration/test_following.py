@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -19,8 +22,9 @@ from cema.edge.follower import TOGETHER
 from cema.edge.measuring import MeasuringSession
 from cema.edge.session import EdgeSession
 from cema.edge.updater import Updater
+from cema.errors import BundleError
 from cema.types import Prediction, Uint8Array
-from cema.wire.bundle import decode_bundle
+from cema.wire.bundle import decode_bundle, encode_bundle
 
 NOWHERE = "http://127.0.0.1:1"
 
@@ -113,7 +117,7 @@ def test_small_batches_are_measured_in_the_background(
     device.eventually(lambda: agent.status()["stats_revision"] == 1)
     assert revisions(agent.predict(list(pale[:batch]))) == {1}
     agent.predict(list(pale[20 : 20 + batch]))
-    device.eventually(lambda: agent.status()["stats_revision"] == 2)
+    device.eventually(lambda: int(str(agent.status()["stats_revision"])) >= 2)
     assert set(measured) == {"cema-follower"}
 
 
@@ -172,6 +176,22 @@ def test_a_device_that_does_not_follow_never_measures(
     agent.close()
     assert measured == []
     assert agent.status()["stats_revision"] == 0
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=BundleError,
+    reason="Follower.look lets the measuring session's BundleError out of predict; the graph is never tried before",
+)
+def test_a_statistics_graph_that_does_not_run_here_costs_no_answer(
+    device: Any, offline: Callable[..., EdgeAgent], clean: Uint8Array
+) -> None:
+    broken, manifest = b"of an ONNX Runtime to come", device.bundle.manifest
+    described = msgspec.structs.replace(manifest.statistics, sha256=hashlib.sha256(broken).hexdigest())
+    bundle = replace(device.bundle, manifest=msgspec.structs.replace(manifest, statistics=described), statistics=broken)
+    agent = offline(bundle=decode_bundle(encode_bundle(bundle)))
+    predictions = agent.predict(list(clean[:16]))
+    np.testing.assert_allclose(probabilities(predictions), by_source(device, clean[:16]), rtol=1e-5)
 
 
 def test_predict_touches_neither_disk_nor_network_while_it_measures(

@@ -151,7 +151,7 @@ def test_in_the_long_run_no_batch_is_answered_again(
 
 
 @pytest.mark.parametrize("turned", [darkened, noisy])
-@pytest.mark.parametrize("batch", [8, 16, 32])
+@pytest.mark.parametrize("batch", [4, 8, 16, 32])
 def test_another_look_is_noticed_in_the_first_batch_and_once(batch: int, turned: Turn, own: LocalStatistics) -> None:
     assert not any(changed for changed, _ in shown(own, scenes(64, 1), batch))
     domain = own.domain
@@ -159,6 +159,12 @@ def test_another_look_is_noticed_in_the_first_batch_and_once(batch: int, turned:
     assert changes == [True] + [False] * (len(changes) - 1)
     assert own.domain != domain
     assert next(shown(own, scenes(batch, 3), batch))[0]  # and the way back
+
+
+def test_what_is_left_of_the_old_look_is_no_second_change(own: LocalStatistics) -> None:
+    assert not any(changed for changed, _ in shown(own, scenes(64, 1), batch=2))
+    changes = [changed for changed, _ in shown(own, noisy(scenes(96, 2)), batch=2)]
+    assert changes == [True] + [False] * 47
 
 
 @pytest.mark.parametrize("turned", [darkened, noisy])

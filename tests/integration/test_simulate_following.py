@@ -1,0 +1,124 @@
+"""The simulator with devices that measure their own statistics: ``cema-offline`` and ``cema`` on digits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cema.bench.datasets import load_dataset
+from cema.bench.measure import Tally, measure, whole
+from cema.bench.pairs import load_pair, pair_names
+from cema.bench.simulate import GROUP, Pair, Simulator
+from cema.bench.start import Conditions, start
+from cema.bench.streams import Pictures, make_streams
+from cema.cloud.store.base import StoredSample
+from cema.wire.update import open_update
+
+BATCH, IMAGES = 64, 320
+Run = Callable[..., tuple[Tally, Simulator]]
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    return load_pair(pair_names("digits", None), [str(digit) for digit in range(10)])
+
+
+@pytest.fixture(scope="module")
+def run(pair: Pair) -> Run:
+    digits = load_dataset("digits", None, IMAGES)
+
+    def once(
+        method: str, corruptions: tuple[str, ...] = ("contrast",), *, batch_size: int = BATCH, **changes: Any
+    ) -> tuple[Tally, Simulator]:
+        started = start(method, pair, Conditions(threads=1, **changes), lambda: pytest.fail("no clean pictures needed"))
+        simulator = started.run
+        assert isinstance(simulator, Simulator)
+        (stream,) = make_streams("continual", corruptions, 5, digits.labels, seed=0)
+        streams = [stream] * len(simulator.devices)
+        sources = [Pictures(digits, 0)] * len(simulator.devices)
+        return whole(measure(simulator, streams, sources, batch_size)), simulator
+
+    return once
+
+
+def accuracy(tally: Tally) -> float:
+    return float(np.concatenate(tally.correct).mean())
+
+
+def uploaded(simulator: Simulator) -> list[StoredSample]:
+    samples = [*simulator.store.replay(GROUP), *simulator.store.pending(GROUP, 9999)]
+    return sorted(samples, key=lambda sample: sample.row_id)
+
+
+@pytest.mark.parametrize("batch_size", [BATCH, 5])
+@pytest.mark.parametrize("method", ["cema-offline", "cema", "cema-lite"])
+def test_the_same_seed_gives_the_same_bytes(run: Run, method: str, batch_size: int) -> None:
+    (first, one), (second, other) = (run(method, seed=3, batch_size=batch_size) for _ in range(2))
+    assert first.digest.hexdigest() == second.digest.hexdigest()
+    assert (first.uploads, first.bytes_up, first.bytes_down) == (second.uploads, second.bytes_up, second.bytes_down)
+    assert [device.statistics.domain for device in one.devices] == [  # type: ignore[union-attr]
+        device.statistics.domain for device in other.devices  # type: ignore[union-attr]
+    ]  # fmt: skip
+
+
+def test_offline_recovers_what_contrast_took_and_sends_nothing(run: Run) -> None:
+    source, (offline, simulator) = accuracy(run("source")[0]), run("cema-offline")
+    assert accuracy(offline) > source + 0.15
+    assert (offline.uploads, offline.bytes_up, offline.bytes_down, offline.updates) == (0, 0, 0, 0)
+    assert simulator.devices[0].session.version == 0
+    assert simulator.store.updates(GROUP) == []
+
+
+def test_cema_learns_from_a_few_samples_and_its_versions_are_used(run: Run) -> None:
+    source, (tally, simulator) = accuracy(run("source")[0]), run("cema")
+    assert accuracy(tally) > source + 0.15
+    assert 0 < tally.uploads < IMAGES
+    assert tally.updates > 0
+    assert tally.bytes_down > 0
+    assert simulator.devices[0].session.version == simulator.store.group(GROUP).latest_version > 0
+
+
+def test_samples_carry_the_domain_of_their_device_as_it_was(run: Run) -> None:
+    _, simulator = run("cema", ("contrast", "gaussian_noise"))
+    (device,) = simulator.devices
+    assert device.statistics is not None
+    samples = uploaded(simulator)
+    assert {sample.device_id for sample in samples} == {"edge-0"}
+    domains = [sample.domain for sample in samples]
+    assert min(domains) > 0
+    worlds = list(dict.fromkeys(domains))
+    assert len(worlds) > 1, "noise is another world than no contrast"
+    assert worlds[-1] == device.statistics.domain
+    assert domains == sorted(domains, key=worlds.index), "no world comes back"
+
+
+def test_updates_of_one_device_name_its_world_and_are_used_in_it_alone(run: Run, pair: Pair) -> None:
+    _, simulator = run("cema")
+    (device,) = simulator.devices
+    assert device.statistics is not None
+    newest = simulator.store.updates(GROUP, 1)[0]
+    update = open_update(simulator.blobs.get(newest.blob), pair.bundle.manifest)
+    assert (update.manifest.stats_owner, update.manifest.domain) == ("edge", device.statistics.domain)
+    source = pair.bundle.source_parameters()
+    for name, value in device.statistics.in_use(device.weights, device.domain).items():
+        if name.endswith(("weight", "bias")):
+            np.testing.assert_array_equal(value, update.parameters[name])
+    for name, value in device.statistics.in_use(device.weights, -1).items():
+        if name.endswith(("weight", "bias")):
+            np.testing.assert_array_equal(value, source[name])
+
+
+def test_each_device_of_a_group_has_worlds_of_its_own(run: Run) -> None:
+    _, simulator = run("cema", edges=2)
+    of = {name: {s.domain for s in uploaded(simulator) if s.device_id == name} for name in ("edge-0", "edge-1")}
+    assert all(of.values())
+    assert not of["edge-0"] & of["edge-1"]
+
+
+def test_what_does_not_follow_says_nothing_of_a_world(run: Run) -> None:
+    _, simulator = run("cema-paper")
+    assert {sample.domain for sample in uploaded(simulator)} == {0}
+    assert simulator.devices[0].statistics is None
