@@ -21,6 +21,10 @@ OFFLINE: dict[str, Options] = {
     "deep layers follow all the same": {"blend.classes": 1},
     "any number of pictures is evidence": {"blend.evidence": 0.0},
     "all of the measured statistics": {"blend.share_max": 0.99, "blend.shift_half": 1e-6, "blend.evidence": 0.0},
+    "no class prior": {"classes.rounds": 0},
+    "prior x 3": {"classes.prior": 15.0},
+    "prior / 3": {"classes.prior": 1.7},
+    "narrow / 3": {"classes.narrow": 0.2},
     "no change is noticed": {"statistics.change": 1e9},
     "share_max / 3": {"blend.share_max": 0.22},
     "evidence x 3": {"blend.evidence": 24.0},
@@ -51,7 +55,8 @@ CLOUD: dict[str, Options] = {
     "random slice alone": {"pacing.e_min": 1.0, "pacing.random_share": 0.3},
     "e_min as in the paper": {"pacing.e_min": 0.02},
     "e_min x 3": {"pacing.e_min": 0.3},
-    "never silent": {"pacing.narrow": 0.0},
+    "never silent, no class prior": {"classes.narrow": 0.0},
+    "no class prior": {"classes.rounds": 0},
 }
 """Of ``cema``."""
 RATES = (0.01, 0.03, 0.1, 0.25, 0.5, 1.0)

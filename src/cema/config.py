@@ -93,6 +93,7 @@ class StatisticsConfig(Section, frozen=True, kw_only=True):
     """Norm statistics that the device measures itself (docs/method.md); for bundles with a statistics graph."""
 
     follow: Literal["auto", "on", "off"] = "auto"  # auto = as the group's method says, off until the cloud was heard
+    class_prior: bool = True  # while few classes show, answers are weighed by them
     answer_again: bool = True  # first pictures after a change, in batches of 8 and more: predicted a second time
 
 

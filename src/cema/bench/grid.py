@@ -22,7 +22,7 @@ _FORMAT = 1
 _GROUPS = {"all": COMMON, "extra": EXTRA}
 
 
-DEVICE_PARTS = ("statistics", "blend", "pacing")
+DEVICE_PARTS = ("statistics", "blend", "classes", "pacing")
 """Of the numbers of a device that measures its own statistics (``cema.bench.simulate.Own``)."""
 
 

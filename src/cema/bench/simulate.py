@@ -30,6 +30,7 @@ from cema.cloud.sharing import SharedAdapter
 from cema.cloud.store.base import GroupRow
 from cema.cloud.store.memory import MemoryBlobs, MemoryStore
 from cema.config import ImageCoding, SelectionConfig
+from cema.edge.classes import ClassesSettings
 from cema.edge.measuring import MeasuringSession, can_measure
 from cema.edge.pacing import PacedSelector, PacingSettings
 from cema.edge.selection import SampleSelector, Selector
@@ -62,6 +63,7 @@ class Own(msgspec.Struct, frozen=True, kw_only=True):
 
     statistics: StatisticsSettings = StatisticsSettings()
     blend: BlendSettings = BLEND
+    classes: ClassesSettings = ClassesSettings()
     pacing: PacingSettings = PacingSettings()
 
 
@@ -134,10 +136,11 @@ class Simulator:
         link, threads, delay = self.plan.link, self.plan.threads, self.plan.delay
         coding, bundle = self.plan.travel.image_coding, self.pair.bundle
         own, numbers = None, self.plan.own
+        by = None if numbers is None else numbers.classes
         if numbers is not None and can_measure(bundle):
             measuring, classes = MeasuringSession(bundle, threads=threads), len(bundle.manifest.classes)
             own = LocalStatistics(measuring, classes, rng, numbers.statistics, numbers.blend)
-        return Device(f"edge-{index}", bundle, self._selector(rng), link, rng, threads, delay, coding, own)
+        return Device(f"edge-{index}", bundle, self._selector(rng), link, rng, threads, delay, coding, own, by)
 
     def _selector(self, rng: np.random.Generator) -> SampleSelector:
         classes = len(self.pair.bundle.manifest.classes)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from cema.bench.link import Channel, Link
 from cema.bench.uploads import in_batches
 from cema.config import SelectionConfig
+from cema.edge.classes import ClassesSettings, RecentClasses
 from cema.edge.selection import FollowsStream, SampleSelector, Selector, entropy, softmax
 from cema.edge.session import EdgeSession
 from cema.edge.statistics import LocalStatistics
@@ -68,7 +69,8 @@ class Waiting:
 @dataclass
 class Device:
     """One device: predicts, selects, encodes; holds updates back until link and delay let them through. coding: of
-    pictures. statistics: its own, if it measures them. base: of the next difference."""
+    pictures. statistics: its own, if it measures
+    them. by_classes: numbers of the class prior. base: of the next difference."""
 
     name: str
     bundle: Bundle
@@ -79,6 +81,7 @@ class Device:
     delay: int
     coding: str = "auto"
     statistics: LocalStatistics | None = None
+    by_classes: ClassesSettings | None = None
     session: EdgeSession = field(init=False)
     seen: int = 0
     steps: int = 0
@@ -89,6 +92,7 @@ class Device:
     def __post_init__(self) -> None:
         self.boot_id = self.rng.bytes(16)
         self.base = source_base(self.bundle)
+        self.classes = RecentClasses(len(self.bundle.manifest.classes), self.by_classes)
         self.up = Channel(self.link, self.link.up_bps, self.rng)
         self.down = Channel(self.link, self.link.down_bps, self.rng)
         self.use(self.bundle.source_parameters(), 0)
@@ -107,31 +111,33 @@ class Device:
     def predict(self, images_BHWC: Uint8Array) -> tuple[Float32Array, Float32Array, NDArray[np.bool_]]:
         """(probabilities [B, K], entropy [B] in nats, selected [B])."""
         fitted_BHWC = np.stack([fit(image, self.bundle.manifest.preprocess) for image in images_BHWC])
-        logits_BK = self._logits(fitted_BHWC) if self.statistics is None else self._followed(fitted_BHWC)
-        probabilities_BK = softmax(logits_BK)
+        if self.statistics is None:
+            probabilities_BK = softmax(self.session.logits(fitted_BHWC))
+        else:
+            probabilities_BK = self._followed(fitted_BHWC, self.statistics)
         entropy_B = entropy(probabilities_BK)
         kept_B = self.selector.select(probabilities_BK, entropy_B)
         self.seen += len(images_BHWC)
         self.steps += 1
         return probabilities_BK, entropy_B, kept_B
 
-    def _logits(self, fitted_BHWC: Uint8Array) -> Float32Array:
-        return self.session.logits(fitted_BHWC)
-
-    def _followed(self, fitted_BHWC: Uint8Array) -> Float32Array:
+    def _followed(self, fitted_BHWC: Uint8Array, own: LocalStatistics) -> Float32Array:
         """Predict, and follow the stream; the first pictures of a world are answered again."""
-        own = self.statistics
-        assert own is not None
         if changed := own.arrive(fitted_BHWC):
             self._build(self.session.version)
-        logits_BK = self._logits(fitted_BHWC)
-        due = own.take_in(fitted_BHWC, logits_BK.argmax(axis=1).tolist())
+        given_BK = softmax(self.session.logits(fitted_BHWC))
+        answer_BK = self.classes.correct(given_BK)
+        due = own.take_in(fitted_BHWC, answer_BK.argmax(axis=1).tolist())
         if due != "no":
             own.refresh(own.in_use(self.weights, self.domain))
             self._build(self.session.version)
+        if due == "now":
+            given_BK = softmax(self.session.logits(fitted_BHWC))
+            answer_BK = self.classes.correct(given_BK)
+        self.classes.take_in(given_BK, answer_BK.argmax(axis=1).tolist())
         if isinstance(self.selector, FollowsStream):
-            self.selector.follow(own.trusted(), changed)
-        return self._logits(fitted_BHWC) if due == "now" else logits_BK
+            self.selector.follow(own.trusted(), changed, self.classes.narrow)
+        return answer_BK
 
     def upload(
         self,

@@ -148,7 +148,9 @@ def _own(method: str, options: Options) -> tuple[Own, Options]:
     try:
         return msgspec.convert(parts, type=Own), rest
     except msgspec.ValidationError as error:
-        raise ConfigError(f"options of method {method!r}: {error}", hint="statistics.*, blend.*, pacing.*") from error
+        raise ConfigError(
+            f"options of method {method!r}: {error}", hint="statistics.*, blend.*, classes.*, pacing.*"
+        ) from error
 
 
 def _on_device(method: str, found: OnDevice, pair: Pair, conditions: Conditions, clean: CleanPictures) -> Started:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from cema.cloud.export_graph import INPUT_NAME, OPSET, OUTPUT_NAME, give_answers, take_pixels, to_graph
-from cema.cloud.export_statistics import statistics_graph
+from cema.cloud.export_statistics import SHARE_INPUT, statistics_graph
 from cema.cloud.norms import NormLayer, norm_layers, read_parameters, write_parameters
 from cema.errors import ExportError
 from cema.types import Float32Array, NormParameters, Uint8Array
@@ -65,6 +65,7 @@ def build_bundle(
     )  # fmt: skip
     bundle = Bundle(manifest, model, norm, statistics)
     check_parity(module, bundle)
+    _check_statistics(bundle)
     return bundle
 
 
@@ -84,7 +85,38 @@ def check_parity(module: nn.Module, bundle: Bundle) -> None:
             pixels = rng.integers(0, 256, (batch, *recipe.size, 3), np.uint8)
             normalised = normalise(pixels, recipe)
             given = pixels if bundle.manifest.input_type == "uint8" else normalised
-            _compare(twin(torch.from_numpy(normalised)), session, given, len(bundle.manifest.classes), what)
+            _compare(
+                twin(torch.from_numpy(normalised)), session, {INPUT_NAME: given}, len(bundle.manifest.classes), what
+            )
+
+
+def _check_statistics(bundle: Bundle) -> None:
+    """A device that measures, but follows nothing of it, must answer as the model does. Raises ExportError."""
+    described, manifest = bundle.manifest.statistics, bundle.manifest
+    if isinstance(described, msgspec.UnsetType):
+        return
+    rng, recipe = np.random.default_rng(PARITY_SEED), manifest.preprocess
+    parameters = perturbed(bundle.source_parameters(), rng)
+    pixels = rng.integers(0, 256, (PARITY_BATCHES[-1], *recipe.size, 3), np.uint8)
+    given = pixels if manifest.input_type == "uint8" else normalise(pixels, recipe)
+    (expected,) = open_session(bundle, parameters).run([OUTPUT_NAME], {INPUT_NAME: given})
+    norm = {tensor.initializer: parameters[tensor.name] for tensor in manifest.norm}
+    share_L = np.zeros(len(described.layers), np.float32)
+    feed = {INPUT_NAME: given, SHARE_INPUT: share_L, **norm}
+    _compare(torch.from_numpy(expected), _statistics_session(bundle), feed, expected.shape[1], "perturbed, measuring")
+
+
+def _statistics_session(bundle: Bundle) -> ort.InferenceSession:
+    described, options = bundle.manifest.statistics, ort.SessionOptions()
+    assert not isinstance(described, msgspec.UnsetType)
+    options.log_severity_level = _ERROR_LOGS_ONLY
+    weights = [
+        np.frombuffer(bundle.model, "<f4", int(np.prod(each.shape, dtype=np.int64)), each.offset).reshape(each.shape)
+        for each in described.shared
+    ]
+    values = [ort.OrtValue.ortvalue_from_numpy(np.array(weight)) for weight in weights]
+    options.add_external_initializers([each.name for each in described.shared], values)
+    return ort.InferenceSession(bundle.statistics, options, providers=["CPUExecutionProvider"])
 
 
 def _norm_table(layers: Sequence[NormLayer], parameters: NormParameters) -> tuple[list[NormTensor], bytes]:
@@ -158,10 +190,15 @@ def perturbed(source: NormParameters, rng: np.random.Generator) -> NormParameter
 
 
 def _compare(
-    expected: torch.Tensor, session: ort.InferenceSession, images: Uint8Array | Float32Array, classes: int, what: str
+    expected: torch.Tensor,
+    session: ort.InferenceSession,
+    feed: Mapping[str, Uint8Array | Float32Array],
+    classes: int,
+    what: str,
 ) -> None:
+    images = feed[INPUT_NAME]
     try:
-        got = session.run(None, {INPUT_NAME: images})[0]
+        got = session.run(None, feed)[0]
     except Exception as error:  # onnxruntime has no common base for its errors
         raise ExportError(f"the exported model does not run on a batch of {len(images)}: {error}") from error
     if got.shape != (len(images), classes):

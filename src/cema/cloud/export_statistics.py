@@ -36,10 +36,11 @@ def statistics_graph(
         return b"", None
     opened = onnx.ModelProto()
     opened.CopyFrom(onnx.shape_inference.infer_shapes(proto))
-    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in opened.graph.value_info}
+    known = [*opened.graph.input, *opened.graph.value_info]
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in known}
     _open_norms(opened.graph, layers, ranks)
-    _take_parameters(opened.graph, layers)
-    shared = _share_weights(opened.graph, model, {tensor.initializer for tensor in table})
+    _take_parameters(opened.graph, layers, [tensor.initializer for tensor in table])
+    shared = _share_weights(opened.graph, model)
     opened.graph.ClearField("value_info")
     data: bytes = opened.SerializeToString(deterministic=True)
     return data, StatisticsGraph(sha256=hashlib.sha256(data).hexdigest(), layers=layers, shared=shared)
@@ -70,7 +71,7 @@ def _open_norms(graph: onnx.GraphProto, layers: Sequence[MeasuredLayer], ranks: 
         if index is None:
             nodes.append(node)
             continue
-        nodes.extend(_measured(node, index, ranks.get(node.input[0], 0)))
+        nodes.extend(_measured(node, index, ranks[node.input[0]]))
         opened += 1
     if opened != len(layers):
         raise ExportError(
@@ -114,11 +115,10 @@ def _measured(node: onnx.NodeProto, index: int, rank: int) -> list[onnx.NodeProt
     return [*steps, blended]
 
 
-def _take_parameters(graph: onnx.GraphProto, layers: Sequence[MeasuredLayer]) -> None:
+def _take_parameters(graph: onnx.GraphProto, layers: Sequence[MeasuredLayer], taken: Sequence[str]) -> None:
     """The norms' tensors and the shares become inputs, moments outputs, the logits stay one."""
     held = {tensor.name: tensor for tensor in graph.initializer}
     values, number = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
-    taken = [name for layer in layers for name in (layer.weight, layer.bias, layer.mean, layer.var)]
     graph.input.append(values(SHARE_INPUT, number, [len(layers)]))
     graph.input.extend(values(name, number, list(held[name].dims)) for name in taken)
     kept = [tensor for name, tensor in held.items() if name not in set(taken)]
@@ -135,13 +135,11 @@ def _take_parameters(graph: onnx.GraphProto, layers: Sequence[MeasuredLayer]) ->
         graph.output.extend(values(f"statistics.{index}.{what}", number, ["B", count]) for what in ("first", "second"))
 
 
-def _share_weights(graph: onnx.GraphProto, model: bytes, norm: set[str]) -> list[SharedWeight]:
-    """Large weights that lie in ``model`` as well, and norm tensors, become external: the device hands them in."""
+def _share_weights(graph: onnx.GraphProto, model: bytes) -> list[SharedWeight]:
+    """Large weights that lie in ``model`` as well become external: the device hands them in."""
     shared = []
     for tensor in graph.initializer:
-        if tensor.name in norm:
-            _make_external(tensor, 0)
-        elif tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.raw_data) >= SHARED_MIN_BYTES:
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.raw_data) >= SHARED_MIN_BYTES:
             offset = model.find(tensor.raw_data)
             if offset >= 0:
                 shared.append(SharedWeight(name=tensor.name, shape=tuple(tensor.dims), offset=offset))

@@ -98,10 +98,7 @@ class EdgeAgent:
         recipe = session.bundle.manifest.preprocess
         fitted = [_fitted(index, image, recipe) for index, image in enumerate(images)]
         fitted_BHWC = np.stack(fitted) if len(fitted) > 1 else fitted[0][np.newaxis]
-        answers = session.predict(fitted_BHWC)
-        if self._follower.look(Seen(session.fingerprint, fitted_BHWC, answers.label_B.tolist())):
-            session = self._updater.session
-            answers = session.predict(fitted_BHWC)
+        session, answers = self._answer(session, fitted_BHWC)
         kept = self._select(session, answers).tolist()
         predictions = _predictions(answers, kept, session)
         self._hand_over(session, images, fitted_BHWC, predictions)
@@ -223,9 +220,21 @@ class EdgeAgent:
             if (session.fingerprint, following) != self._selects_for:
                 self._renew_selector(session, following)
             if following and isinstance(self._selector, FollowsStream):
-                self._selector.follow(self._follower.trust, self._follower.take_change())
+                follower = self._follower
+                self._selector.follow(follower.trust, follower.take_change(), follower.narrow)
             kept_B = self._selector.select(answers.probabilities_BK, answers.entropy_B)
         return kept_B if self._updater.adapting else np.zeros_like(kept_B)
+
+    def _answer(self, session: EdgeSession, fitted_BHWC: Uint8Array) -> tuple[EdgeSession, Answers]:
+        """What the model says, by statistics that follow the stream and in the light of the classes that show."""
+        given = session.predict(fitted_BHWC)
+        answers = self._follower.correct(given)
+        if self._follower.look(Seen(session.fingerprint, fitted_BHWC, answers.label_B.tolist())):
+            session = self._updater.session
+            given = session.predict(fitted_BHWC)
+            answers = self._follower.correct(given)
+        self._follower.note(session.fingerprint, given.probabilities_BK, answers.label_B.tolist())
+        return session, answers
 
     def _hand_over(
         self, session: EdgeSession, images: Sequence[Image], fitted_BHWC: Uint8Array, predictions: list[Prediction]

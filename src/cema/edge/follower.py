@@ -14,10 +14,13 @@ from typing import NamedTuple
 import numpy as np
 
 from cema.config import DeviceConfig
+from cema.edge.classes import RecentClasses
 from cema.edge.measuring import MeasuringSession
+from cema.edge.selection import entropy
+from cema.edge.session import Answers
 from cema.edge.statistics import Due, LocalStatistics
 from cema.edge.updater import Updater
-from cema.types import Uint8Array
+from cema.types import Float32Array, Uint8Array
 
 WAITING_BATCHES = 32
 """Batches that may wait for the thread; what comes beyond is left out of the statistics, which are of a sample
@@ -41,6 +44,7 @@ class Follower:
     """Statistics of a running device. ``look`` is called by ``predict``, ``step`` by a worker thread.
 
     trust: how far the stream is from the source, 0..1. domain: of the present world, 0 while nothing is followed.
+    narrow: whether far fewer classes show than in the long run.
     """
 
     def __init__(self, updater: Updater, config: DeviceConfig, rng: np.random.Generator) -> None:
@@ -53,6 +57,38 @@ class Follower:
         self._fingerprint = ""
         self._other_world = False
         self.trust, self.domain = 1.0, 0
+        self._counting = threading.Lock()  # of the classes
+        self._classes: RecentClasses | None = None
+        self._classes_of = ""
+
+    @property
+    def narrow(self) -> bool:
+        return self._classes is not None and self._classes.narrow
+
+    def correct(self, answers: Answers) -> Answers:
+        """The answers in the light of the classes that show at present, while those are few."""
+        classes = self._classes
+        if classes is None or not (classes.narrow and self._updater.following and self._config.statistics.class_prior):
+            return answers
+        if answers.probabilities_BK.shape[1] != classes.classes:  # the model has changed since
+            return answers
+        with self._counting:
+            probabilities_BK = classes.correct(answers.probabilities_BK)
+        return Answers(
+            probabilities_BK,
+            entropy(probabilities_BK),
+            probabilities_BK.argmax(axis=1),
+            probabilities_BK.max(axis=1),
+        )
+
+    def note(self, fingerprint: str, probabilities_BK: Float32Array, labels: list[int]) -> None:
+        """Remember which classes showed. probabilities_BK: as the model gave them; labels: as they were corrected."""
+        if not self._updater.following:
+            return
+        with self._counting:
+            if self._classes is None or self._classes_of != fingerprint:
+                self._classes, self._classes_of = RecentClasses(probabilities_BK.shape[1]), fingerprint
+            self._classes.take_in(probabilities_BK, labels)
 
     def look(self, seen: Seen) -> bool:
         """Take note of what was predicted; True: there is a new session, by which to answer these pictures again."""

@@ -52,22 +52,17 @@ class MeasuringSession:
         if isinstance(described, msgspec.UnsetType):
             raise BundleError("this bundle has no statistics graph", hint="build it again with 'cema bundle build'")
         self.layers, self.bundle = described.layers, bundle
-        source = bundle.source_parameters()
-        self._inputs = [name for layer in self.layers for name in (layer.weight, layer.bias, layer.mean, layer.var)]
+        self._inputs = [(tensor.initializer, tensor.name) for tensor in bundle.manifest.norm]
         weights = {
             weight.name: np.frombuffer(bundle.model, "<f4", math.prod(weight.shape), weight.offset).reshape(
                 weight.shape
             )
             for weight in described.shared
         }
-        fixed = {tensor.initializer: source[tensor.name] for tensor in bundle.manifest.norm}
-        fixed = {name: value for name, value in fixed.items() if name not in set(self._inputs)}
         options = session_options(threads)
         try:
             # an OrtValue borrows the array's memory: both live as long as the session
-            self._kept = [
-                (name, ort.OrtValue.ortvalue_from_numpy(np.array(value))) for name, value in (fixed | weights).items()
-            ]
+            self._kept = [(name, ort.OrtValue.ortvalue_from_numpy(np.array(value))) for name, value in weights.items()]
             options.add_external_initializers([name for name, _ in self._kept], [value for _, value in self._kept])
             self._session = ort.InferenceSession(bundle.statistics, options, providers=["CPUExecutionProvider"])
         except ORT_ERRORS as error:
@@ -81,7 +76,9 @@ class MeasuringSession:
         share_L: per layer, 0 = normalise by the statistics among the parameters, 1 = by those of this batch, or a
         blend of mean and variance in between. Raises BundleError.
         """
-        feed: dict[str, Uint8Array | Float32Array] = {name: parameters[name] for name in self._inputs}
+        feed: dict[str, Uint8Array | Float32Array] = {
+            initializer: parameters[name] for initializer, name in self._inputs
+        }
         feed[SHARE_INPUT] = share_L
         feed[self.bundle.manifest.input_name] = given(self.bundle.manifest, images_BHWC)
         try:

@@ -20,6 +20,8 @@ QUOTA_MIN = 4
 """Pictures of one class that are kept even when there are more classes than places."""
 PATCH_PX = 64
 """Side of the middle part that ``pixel_style`` looks at: weather, light and sensor show in any part."""
+STYLES = 6
+"""Numbers of ``pixel_style``."""
 _FLOOR = 1e-3
 
 
@@ -61,8 +63,11 @@ class ClassMemory:
         rounds = zip_longest(*(reversed(ring) for ring in self._rings.values()))
         return np.stack([each.picture for each in chain(*rounds) if each is not None])
 
-    def styles(self) -> Float32Array:
-        return np.stack([each.style for each in chain(*self._rings.values())])
+    def styles(self, but_latest: int = 0) -> Float32Array:
+        """Of all pictures but those that are among the latest so many taken in, float32 [N, S]."""
+        before = self._taken - but_latest
+        found = [each.style for each in chain(*self._rings.values()) if each.order < before]
+        return np.array(found, np.float32).reshape(len(found), STYLES)
 
     def counts(self) -> NDArray[np.int64]:
         """Pictures of each class that has some."""

@@ -48,8 +48,9 @@ class FollowsStream(Protocol):
     """A selector that wants to know about the stream: ``follow`` comes before each ``select`` on devices that measure
     their own statistics."""
 
-    def follow(self, trust: float, changed: bool) -> None:
-        """trust: 0..1, how far the stream is from the source. changed: the world is another since the last batch."""
+    def follow(self, trust: float, changed: bool, narrow: bool) -> None:
+        """trust: 0..1, how far the stream is from the source. changed: the world is another since the last batch.
+        narrow: far fewer classes show than in the long run."""
 
 
 class Selector:

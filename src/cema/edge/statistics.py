@@ -53,6 +53,9 @@ class StatisticsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
 DOMAINS = 1 << 53
 """Domains are drawn below this: exact in JSON, and two of them never alike in practice."""
+SCENE_SD = 0.05
+"""What pictures of a scene that never moves still differ by, in the units of ``pixel_style``: else one odd one among
+them would be another world."""
 Due = Literal["no", "later", "now"]
 
 
@@ -99,7 +102,8 @@ class LocalStatistics:
         Returns whether to ``refresh``: ``now``, so that the same pictures can be answered again by statistics that know
         them (first ones after a start or a change), or ``later``, after the answer.
         """
-        known, s = len(self._memory), self.settings
+        known, s = self._seen, self.settings
+        self._seen += len(labels)
         self._memory.add(list(images_BHWC), self._styles_BS, labels)
         self._since += len(labels)
         early = known < s.memory // 2 and self._since >= max(1, known // 2)
@@ -138,22 +142,24 @@ class LocalStatistics:
         self._memory.clear()
         self.shift: float | None = None
         self._pool: list[tuple[Float32Array, Float32Array]] = []
-        self._since = self._rounds = 0
+        self._since = self._rounds = self._seen = 0
         self._period = self.settings.period
 
     def _has_changed(self) -> bool:
-        least, n = self.settings.least, len(self._memory)
+        least = self.settings.least
+        in_window = max(0, len(self._window) - len(self._styles_BS))  # pictures cannot be measured against themselves
+        known_NS = self._memory.styles(but_latest=in_window)
+        n = len(known_NS)
         if n < least or len(self._window) < least:
             return False
-        known_NS = self._memory.styles()
-        sd_S = np.sqrt(known_NS.var(axis=0, ddof=1) * (1 + 2 / n) + 1e-4)
+        sd_S = np.sqrt(known_NS.var(axis=0, ddof=1) * (1 + 2 / n) + SCENE_SD**2)
         distance_S = np.abs(np.mean(self._window, axis=0) - known_NS.mean(axis=0)) / sd_S
         return bool(distance_S.max() > self.settings.change)
 
     def _next_period(self) -> int:
         """Twice as long each time once the memory has filled: what follows tells little new."""
         s = self.settings
-        return min(2 * self._period, s.period_max) if len(self._memory) >= s.memory // 2 else s.period
+        return min(2 * self._period, s.period_max) if self._seen >= s.memory // 2 else s.period
 
     def _chunks(self) -> list[Uint8Array]:
         """The pictures of the memory that are measured, in parts that one forward may have."""
