@@ -247,4 +247,4 @@ def test_weights_of_one_world_are_not_used_while_the_world_is_unknown(
     own.eventually(lambda: agent.status()["version"] == 1)
     agent.close()
     again = own.start(url=NOWHERE, statistics=then)
-    assert not is_blank([again.predict([image])[0] for image in clean[:6]])
+    assert not is_blank(again.predict(list(clean[:6])))
