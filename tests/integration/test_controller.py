@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cema.cloud.adapt import create_adapter
-from cema.cloud.adapt.base import Adapter, Metrics, State
+from cema.cloud.adapt.base import Adapter, CloudStatistics, Metrics, State
 from cema.cloud.checkpoint import decode_checkpoint, encode_checkpoint
 from cema.cloud.controller import Controller, Publishing
 from cema.cloud.sharing import SharedAdapter
@@ -44,7 +44,7 @@ class TinyNet(nn.Module):
         return self.fc(torch.relu(self.bn(self.conv(images_BCHW))).mean((2, 3)))
 
 
-class Recorder:
+class Recorder(CloudStatistics):
     """A real adapter that writes down what it was given."""
 
     def __init__(self, inner: Adapter) -> None:

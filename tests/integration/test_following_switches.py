@@ -92,11 +92,6 @@ def test_when_the_group_changes_its_method_a_running_device_goes_back_to_the_clo
     assert_source(own, predictions, pale[:16])
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="EdgeAgent._leave_other_group keeps stats_owner (and adaptation) of the group before in pointer.json; "
-    "docs/configuration.md: off until the cloud was heard",
-)
 def test_in_another_group_the_word_of_the_old_one_does_not_count(
     own: Any, owned_by: Callable[[str], None], pale: Uint8Array
 ) -> None:

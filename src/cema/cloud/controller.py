@@ -79,6 +79,7 @@ class Controller:
         self.checkpoint = row.checkpoint
         self._resume()
         self.gate = Gate()
+        self._forgot = False
         self._good: State = self._saved()  # what the gate goes back to: the state of the last published version
 
     @property
@@ -137,6 +138,7 @@ class Controller:
         self._domains[condition.device_id] = condition.domain
         if before != condition.domain:
             self.adapter.forget(1 / len(self._domains))
+            self._good, self._forgot = self.adapter.state(), True
 
     def _replay_step(self) -> None:
         images_BCHW = self._input(self.replay.draw(self.schedule.replay_only, self.rng))
@@ -149,9 +151,10 @@ class Controller:
         if refusal:
             log.warning("group %s: step taken back: %s", self.group, refusal)
             self.adapter.load_state(self._good)
-        update = self._update_if_due(metrics is not None and not refusal, metrics or {})
+        forgot, self._forgot = self._forgot, False
+        update = self._update_if_due(forgot or (metrics is not None and not refusal), metrics or {})
         checkpoint = None
-        if metrics is not None:
+        if forgot or metrics is not None:
             checkpoint = self.checkpoint = self.blobs.put(encode_checkpoint(self.adapter.state(), self.rng))
         self._commit(update, consumed, evicted, checkpoint)
 

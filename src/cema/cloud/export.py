@@ -59,7 +59,7 @@ def build_bundle(
     model = _with_external_norm(proto, table)
     statistics, described = statistics_graph(onnx.ModelProto.FromString(inside), model, table)
     manifest = BundleManifest(
-        fingerprint=fingerprint(model, norm, preprocess, classes, table), model=name, classes=list(classes),
+        fingerprint=fingerprint(model, norm, preprocess, classes, table, statistics), model=name, classes=list(classes),
         preprocess=preprocess, input_name=INPUT_NAME, output_name=OUTPUT_NAME, norm=table, opset=OPSET,
         input_type=input_type, statistics=described or msgspec.UNSET,
     )  # fmt: skip

@@ -172,7 +172,7 @@ class EdgeAgent:
         bundle = given or self._stored_bundle(key) or self._fetched_bundle(client or self._client(), key)
         self._updater = Updater(bundle, config, self._folder, self.counters)
         self._outbox = Outbox(self._folder.path / OUTBOX_FILE, config.outbox, self._updater.fingerprint)
-        self._follower = Follower(self._updater, config, np.random.default_rng())
+        self._follower = Follower(self._updater, config, self.counters, np.random.default_rng())
         self._uplink = Uplink(
             client, self._outbox, self._updater, config, self.counters,
             write_status=lambda: self._folder.write_status(self.status()), clock=self._clock,
@@ -223,16 +223,18 @@ class EdgeAgent:
                 follower = self._follower
                 self._selector.follow(follower.trust, follower.take_change(), follower.narrow)
             kept_B = self._selector.select(answers.probabilities_BK, answers.entropy_B)
-        return kept_B if self._updater.adapting else np.zeros_like(kept_B)
+        lost = following and self._follower.domain == 0  # the cloud could not tell in what world a sample was seen
+        return kept_B if self._updater.adapting and not lost else np.zeros_like(kept_B)
 
     def _answer(self, session: EdgeSession, fitted_BHWC: Uint8Array) -> tuple[EdgeSession, Answers]:
         """What the model says, by statistics that follow the stream and in the light of the classes that show."""
         given = session.predict(fitted_BHWC)
         answers = self._follower.correct(given)
         if self._follower.look(Seen(session.fingerprint, fitted_BHWC, answers.label_B.tolist())):
-            session = self._updater.session
-            given = session.predict(fitted_BHWC)
-            answers = self._follower.correct(given)
+            renewed = self._updater.session
+            if renewed.fingerprint == session.fingerprint:  # else another model, which wants other pictures
+                session, given = renewed, renewed.predict(fitted_BHWC)
+                answers = self._follower.correct(given)
         self._follower.note(session.fingerprint, given.probabilities_BK, answers.label_B.tolist())
         return session, answers
 

@@ -15,11 +15,13 @@ import numpy as np
 
 from cema.config import DeviceConfig
 from cema.edge.classes import RecentClasses
+from cema.edge.counters import EdgeCounters
 from cema.edge.measuring import MeasuringSession
 from cema.edge.selection import entropy
 from cema.edge.session import Answers
 from cema.edge.statistics import Due, LocalStatistics
 from cema.edge.updater import Updater
+from cema.errors import CemaError
 from cema.types import Float32Array, Uint8Array
 
 WAITING_BATCHES = 32
@@ -47,12 +49,14 @@ class Follower:
     narrow: whether far fewer classes show than in the long run.
     """
 
-    def __init__(self, updater: Updater, config: DeviceConfig, rng: np.random.Generator) -> None:
-        self._updater, self._config, self._rng = updater, config, rng
+    def __init__(
+        self, updater: Updater, config: DeviceConfig, counters: EdgeCounters, rng: np.random.Generator
+    ) -> None:
+        self._updater, self._config, self._counters, self._rng = updater, config, counters, rng
         self._owner = threading.Lock()  # of the statistics: whoever measures has it
         self._changed = threading.Condition()
         self._waiting: deque[Seen] = deque()
-        self._closed = self._due = False
+        self._closed = self._due = self._failed = False
         self._own: LocalStatistics | None = None
         self._fingerprint = ""
         self._other_world = False
@@ -95,21 +99,28 @@ class Follower:
         if not self._updater.following:
             return False
         at_once = self._config.statistics.answer_again and len(seen.labels) >= TOGETHER and not self._waiting
-        if at_once and self._owner.acquire(blocking=False):
+        if at_once and not self._failed and self._owner.acquire(blocking=False):
             try:
-                due = self._digest(seen)
-                if due == "now":
-                    self._refresh()
-                    return True
+                return self._look_at_once(seen)
+            except CemaError as error:  # the first answer stands; the thread goes on trying
+                self._failed = True
+                self._counters.failed(error)
             finally:
                 self._owner.release()
-            if due == "later":
-                self._wake(due=True)
             return False
-        if len(self._waiting) < WAITING_BATCHES:
-            self._waiting.append(seen._replace(images_BHWC=seen.images_BHWC.copy()))
-            self._wake(due=False)
+        with self._changed:
+            if len(self._waiting) < WAITING_BATCHES:
+                self._waiting.append(seen._replace(images_BHWC=seen.images_BHWC.copy()))
+                self._notify()
         return False
+
+    def _look_at_once(self, seen: Seen) -> bool:
+        due = self._digest(seen)
+        if due == "later":
+            with self._changed:
+                self._due = True
+                self._notify()
+        return due == "now" and self._refresh()
 
     def take_change(self) -> bool:
         """Whether the world has changed since this was last asked."""
@@ -125,23 +136,23 @@ class Follower:
             return
         with self._owner:
             due, self._due = self._due, False
-            while self._waiting:
+            for _ in range(len(self._waiting)):  # what comes meanwhile must not keep it from measuring
                 due |= self._digest(self._waiting.popleft()) != "no"
             if due and self._own is not None:
                 self._refresh()
+            self._failed = False
 
     def close(self) -> None:
-        self._closed = True
-        self._wake(due=False)
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
 
     def _is_busy(self) -> bool:
-        return self._closed or self._due or sum(len(seen.labels) for seen in [*self._waiting]) >= TOGETHER
+        return self._closed or self._due or sum(len(seen.labels) for seen in self._waiting.copy()) >= TOGETHER
 
-    def _wake(self, *, due: bool) -> None:
-        with self._changed:
-            self._due |= due
-            if len(self._waiting) == 1 or self._is_busy():
-                self._changed.notify()
+    def _notify(self) -> None:
+        if len(self._waiting) == 1 or self._is_busy():
+            self._changed.notify()
 
     def _digest(self, seen: Seen) -> Due:
         if seen.fingerprint != self._fingerprint and not self._begin(seen.fingerprint):
@@ -168,9 +179,12 @@ class Follower:
         self._updater.follow(self._own)
         return True
 
-    def _refresh(self) -> None:
-        own = self._own
-        assert own is not None
-        own.refresh(own.in_use(*self._updater.weights))
+    def _refresh(self) -> bool:
+        """Measure, and put a session in place; False if the model has been replaced since."""
+        own, weights = self._own, self._updater.weights_of(self._fingerprint)
+        if own is None or weights is None:
+            return False
+        own.refresh(own.in_use(*weights))
         self.trust = own.trusted()
         self._updater.renew()
+        return True

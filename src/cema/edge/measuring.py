@@ -41,6 +41,12 @@ def can_measure(bundle: Bundle) -> bool:
     return not isinstance(described, msgspec.UnsetType) and bool(described.layers)
 
 
+def lacks_statistics(bundle: Bundle) -> bool:
+    """Whether the model has running statistics that a device with this bundle cannot measure."""
+    follows = any(tensor.role == "running_mean" for tensor in bundle.manifest.norm)
+    return follows and not can_measure(bundle)
+
+
 class MeasuringSession:
     """Runs ``statistics.onnx`` of a bundle that has one. threads: 0 = one per core, at most 4.
 

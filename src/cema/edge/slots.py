@@ -110,8 +110,10 @@ class StateFolder:
         return self._pointer.group
 
     def set_group(self, group: str) -> None:
+        """What the cloud said of another group holds for that one alone."""
         if group != self._pointer.group:
-            self._point(msgspec.structs.replace(self._pointer, group=group))
+            said = {"adaptation": "on", "stats_owner": "cloud"} if self._pointer.group is not None else {}
+            self._point(msgspec.structs.replace(self._pointer, group=group, **said))
 
     def bundle(self) -> Stored | None:
         """The stored bundle, None if there is none or it is damaged."""

@@ -13,7 +13,7 @@ import msgspec
 
 from cema.config import DeviceConfig
 from cema.edge.counters import EdgeCounters
-from cema.edge.measuring import can_measure
+from cema.edge.measuring import can_measure, lacks_statistics
 from cema.edge.session import EdgeSession
 from cema.edge.slots import StateFolder
 from cema.edge.statistics import LocalStatistics
@@ -101,10 +101,11 @@ class Updater:
     def bundle(self) -> Bundle:
         return self._bundle
 
-    @property
-    def weights(self) -> Weights:
-        """Norm parameters of the adapted version, and the domain in which they are good; None = in all."""
-        return self._weights
+    def weights_of(self, fingerprint: str) -> Weights | None:
+        """Norm parameters of the adapted version and the domain in which they are good; None if this bundle is no more
+        in use."""
+        with self._lock:
+            return self._weights if self.fingerprint == fingerprint else None
 
     @property
     def following(self) -> bool:
@@ -183,19 +184,21 @@ class Updater:
         says = "off" if adaptation == "off" else "on"
         if says != self._cloud_says:
             self._folder.set_adaptation("off" if says == "off" else "on")
-            self._cloud_says = "off" if says == "off" else "on"
-            self.session = self._choose()
+            with self._lock:  # a session that the follower is just building must not come after this
+                self._cloud_says = "off" if says == "off" else "on"
+                self.session = self._choose()
 
     def _choose(self) -> EdgeSession:
         if not self.adapting:
             return self._adapted if self._adapted.version == 0 else self._source()
-        own = self._own
+        own, (_, domain) = self._own, self._weights
         if own is None or not self.following:
-            return self._adapted
+            known = domain is None or self._adapted.version == 0
+            return self._adapted if known else self._source(self._adapted.version)  # in what world we are is not known
         return self._build(self._bundle, own.in_use(*self._weights), self._adapted.version, own.revision)
 
-    def _source(self) -> EdgeSession:
-        return self._build(self._bundle, self._bundle.source_parameters(), 0)
+    def _source(self, version: int = 0) -> EdgeSession:
+        return self._build(self._bundle, self._bundle.source_parameters(), version)
 
     def _restore(self) -> EdgeSession:
         for stored in self._folder.updates(self.fingerprint):
@@ -232,7 +235,7 @@ class Updater:
     def _check_manifest(self, manifest: UpdateManifest) -> None:
         if manifest.group != self._config.group:
             raise UpdateContentError(f"expected an update for group {self._config.group}, got {manifest.group}")
-        if manifest.stats_owner == "edge" and not can_measure(self._bundle):
+        if manifest.stats_owner == "edge" and lacks_statistics(self._bundle):
             raise UpdateContentError(
                 "expected an update with running statistics: this bundle cannot measure its own",
                 hint="build the bundle without --int8, or use a method whose statistics are the cloud's",

@@ -50,13 +50,14 @@ class Bundle:
 
 
 def fingerprint(
-    model: bytes, norm: bytes, preprocess: Preprocess, classes: Sequence[str], table: Sequence[NormTensor]
-) -> str:
-    """sha256 (hex) over graph, norm weights, preprocessing, classes and the norm table."""
+    model: bytes, norm: bytes, preprocess: Preprocess, classes: Sequence[str], table: Sequence[NormTensor],
+    statistics: bytes = b"",
+) -> str:  # fmt: skip
+    """sha256 (hex) over graph, norm weights, preprocessing, classes, norm table and, if any, the statistics graph."""
     digest = hashlib.sha256()
     recipe = msgspec.json.encode([preprocess, list(classes), list(table)])
-    for part in (hashlib.sha256(model).digest(), hashlib.sha256(norm).digest(), hashlib.sha256(recipe).digest()):
-        digest.update(part)
+    for part in (model, norm, recipe, *([statistics] if statistics else [])):
+        digest.update(hashlib.sha256(part).digest())
     return digest.hexdigest()
 
 
@@ -116,7 +117,9 @@ def _check(bundle: Bundle) -> None:
     manifest = bundle.manifest
     if manifest.protocol != PROTOCOL_VERSION:
         raise BundleError(f"expected bundle protocol {PROTOCOL_VERSION}, got {manifest.protocol}", hint="upgrade cema")
-    actual = fingerprint(bundle.model, bundle.norm, manifest.preprocess, manifest.classes, manifest.norm)
+    actual = fingerprint(
+        bundle.model, bundle.norm, manifest.preprocess, manifest.classes, manifest.norm, bundle.statistics
+    )
     if actual != manifest.fingerprint:
         raise BundleError(f"expected content with fingerprint {manifest.fingerprint[:12]}, got {actual[:12]}")
     if manifest.input_type not in (*INPUT_TYPES, msgspec.UNSET):

@@ -47,7 +47,7 @@ def test_a_device_cannot_upload_for_another(service: Any) -> None:
 
 def test_group_status_has_all_that_a_device_needs_to_start(service: Any) -> None:
     expected = {"group": "g", "fingerprint": "f1", "latest_version": 0, "adaptation": "on", "server_time_ms": 1234,
-        "samples_seen": 70, "ticks_done": 0}  # fmt: skip
+        "samples_seen": 70, "ticks_done": 0, "stats_owner": "cloud"}  # fmt: skip
     service.upload(service.batch(seen=70))
     assert service.call("/v1/groups/g").json() == expected
 
