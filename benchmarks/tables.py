@@ -86,6 +86,15 @@ def _ours(*others: str, **changes: object) -> Spec:
     return _cifar(methods=("cema", "cema-offline", *others), options=options, **changes)
 
 
+def _ordered(**changes: object) -> tuple[Spec, ...]:
+    """Streams in which a class comes in one piece, or in few: with and without the class prior."""
+    bare = {"cema-offline": {"classes.rounds": 0}}
+    return (
+        _ours("source", "bn-ema", "cema-paper", setting="correlated", **changes),
+        _cifar(methods=("cema-offline",), options=bare, setting="correlated", **changes),
+    )
+
+
 def _method_imagenet() -> Spec:
     corruptions = ("gaussian_noise", "defocus_blur", "fog", "contrast")
     methods, options = ("source", "bn", "cema-offline", "cema", "cema-paper"), {"cema-paper": FASTEST}
@@ -131,8 +140,8 @@ TABLES = {
     "method-small": Table(
         (_cifar(methods=("cema",), batch_size=8), _cifar(methods=("cema",), batch_size=1)), processes=1
     ),
-    "method-sorted": Table((_ours("source", "bn-ema", "cema-paper", setting="correlated", alpha=0.0),), processes=1),
-    "method-dirichlet": Table((_ours("source", "bn-ema", "cema-paper", setting="correlated"),), processes=1),
+    "method-sorted": Table(_ordered(alpha=0.0), processes=1),
+    "method-dirichlet": Table(_ordered(), processes=1),
     "method-continual": Table(
         tuple(
             _ours("source", "bn-ema", "cema-paper", setting=setting) for setting in ("continual", "mixed", "gradual")
