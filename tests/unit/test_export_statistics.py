@@ -19,7 +19,7 @@ from cema.edge.measuring import Measured, MeasuringSession, can_measure
 from cema.edge.session import EdgeSession
 from cema.errors import BundleError
 from cema.types import Uint8Array
-from cema.wire.bundle import Bundle, decode_bundle, encode_bundle
+from cema.wire.bundle import Bundle, decode_bundle, encode_bundle, fingerprint
 from cema.wire.messages import Preprocess, StatisticsGraph
 from cema.wire.preprocess import normalise
 
@@ -247,8 +247,10 @@ def described(bundle: Bundle) -> StatisticsGraph:
 
 
 def forged(bundle: Bundle, description: StatisticsGraph | msgspec.UnsetType, graph: bytes) -> bytes:
-    """Another graph, or another description. The fingerprint covers neither."""
-    manifest = msgspec.structs.replace(bundle.manifest, statistics=description)
+    """Another graph, or another description, under the fingerprint that goes with it."""
+    old = bundle.manifest
+    mark = fingerprint(bundle.model, bundle.norm, old.preprocess, old.classes, old.norm, graph)
+    manifest = msgspec.structs.replace(old, statistics=description, fingerprint=mark)
     return encode_bundle(Bundle(manifest, bundle.model, bundle.norm, graph))
 
 
@@ -270,6 +272,8 @@ def test_a_graph_with_other_bytes_is_refused(bundle: Bundle) -> None:
     for wrong in (bundle.statistics + b"\0", bundle.statistics[:-1], b"\1" + bundle.statistics[1:]):
         with pytest.raises(BundleError, match="with sha256"):
             decode_bundle(forged(bundle, described(bundle), wrong))
+        with pytest.raises(BundleError, match="fingerprint"):
+            decode_bundle(encode_bundle(Bundle(bundle.manifest, bundle.model, bundle.norm, wrong)))
 
 
 @pytest.mark.parametrize("change", [{"weight": "absent.weight"}, {"var": ""}, {"mean": "4.running_mean"}])
