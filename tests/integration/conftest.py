@@ -17,11 +17,14 @@ import msgspec
 import numpy as np
 import pytest
 
+from cema.bench.pairs import load_pair, pair_names
+from cema.bench.simulate import Pair
+from cema.cloud.models import digits
 from cema.config import DeviceConfig, OutboxConfig, RuntimeConfig, SelectionConfig, UplinkConfig
 from cema.edge import EdgeAgent
-from cema.types import NormParameters
+from cema.types import NormParameters, Uint8Array
 from cema.wire import signing
-from cema.wire.bundle import Bundle, encode_bundle
+from cema.wire.bundle import Bundle, decode_bundle, encode_bundle
 from cema.wire.messages import (
     BASE_HEADER,
     SIGNATURE_HEADER,
@@ -37,6 +40,24 @@ KEY = signing.generate_key()
 IMAGES = list(np.random.default_rng(5).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8))
 QUICK = UplinkConfig(max_latency_s=0.05, heartbeat_s=0.2, backoff_min_s=0.01, backoff_max_s=0.05, poll_wait_s=5.0)
 Answer = tuple[int, dict[str, str], bytes]
+
+
+@pytest.fixture(scope="session")
+def clean() -> Uint8Array:
+    """The digits of the stream."""
+    return digits.digit_images()[0][digits.split().stream]
+
+
+@pytest.fixture(scope="session")
+def pale(clean: Uint8Array) -> Uint8Array:
+    """Next to no contrast: far from what the model was trained on."""
+    return (clean * 0.2 + 100).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def pair() -> Pair:
+    """The digits' models, as the benchmark runs them."""
+    return load_pair(pair_names("digits", None), [str(digit) for digit in range(10)])
 
 
 class _Server(ThreadingHTTPServer):
@@ -253,3 +274,11 @@ def device(scripted_cloud: ScriptedCloud, tiny_bundle: Bundle, tmp_path: Path) -
     yield made
     for agent in made.agents:
         agent.close()
+
+
+@pytest.fixture
+def own(device: Any, digits_bundle: bytes) -> Any:
+    """A device whose group has a bundle that can measure."""
+    device.bundle = decode_bundle(digits_bundle)
+    device.offer_bundle(device.bundle)
+    return device

@@ -9,28 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cema.cloud.models import digits
 from cema.config import RuntimeConfig, StatisticsConfig
 from cema.edge.session import EdgeSession
 from cema.types import Prediction, Uint8Array
-from cema.wire.bundle import decode_bundle
 
 NOWHERE = "http://127.0.0.1:1"
 ON, AUTO = StatisticsConfig(follow="on"), StatisticsConfig()
-
-
-@pytest.fixture(scope="module")
-def pale() -> Uint8Array:
-    """Next to no contrast: far from what the model was trained on."""
-    return (digits.digit_images()[0][digits.split().stream] * 0.2 + 100).astype(np.uint8)
-
-
-@pytest.fixture
-def own(device: Any, digits_bundle: bytes) -> Any:
-    """A device whose group has a bundle that can measure."""
-    device.bundle = decode_bundle(digits_bundle)
-    device.offer_bundle(device.bundle)
-    return device
 
 
 @pytest.fixture

@@ -20,32 +20,13 @@ from cema.edge.session import EdgeSession
 from cema.errors import UpdateContentError
 from cema.types import NormParameters, Prediction, Uint8Array
 from cema.wire import signing
-from cema.wire.bundle import Bundle, decode_bundle, fingerprint
+from cema.wire.bundle import Bundle, fingerprint
 from cema.wire.messages import Preprocess, UpdateManifest
 from cema.wire.update import encode_update
 
 NOWHERE = "http://127.0.0.1:1"
 ON, AUTO, OFF = (StatisticsConfig(follow=word) for word in ("on", "auto", "off"))
 LAST_NORM = "bn4"
-
-
-@pytest.fixture(scope="module")
-def clean() -> Uint8Array:
-    return digits.digit_images()[0][digits.split().stream]
-
-
-@pytest.fixture(scope="module")
-def pale(clean: Uint8Array) -> Uint8Array:
-    """Next to no contrast: far from what the model was trained on."""
-    return (clean * 0.2 + 100).astype(np.uint8)
-
-
-@pytest.fixture
-def own(device: Any, digits_bundle: bytes) -> Any:
-    """A device whose group has a bundle that can measure."""
-    device.bundle = decode_bundle(digits_bundle)
-    device.offer_bundle(device.bundle)
-    return device
 
 
 def blank(bundle: Bundle) -> NormParameters:

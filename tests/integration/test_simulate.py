@@ -11,7 +11,6 @@ import pytest
 from cema.bench.datasets import load_dataset
 from cema.bench.link import LINKS, Link
 from cema.bench.measure import Tally, measure, whole
-from cema.bench.pairs import load_pair, pair_names
 from cema.bench.simulate import Pair, Plan, Simulator, Travel
 from cema.bench.simulated_device import Device, NoSelector
 from cema.bench.streams import Pictures, for_edge, make_streams
@@ -23,11 +22,6 @@ from cema.wire.update import Update
 IMAGES = 640
 FILTERS = SelectionConfig(e_max_warmup_samples=64)
 Run = Callable[..., Tally]
-
-
-@pytest.fixture(scope="module")
-def pair() -> Pair:
-    return load_pair(pair_names("digits", None), [str(digit) for digit in range(10)])
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import pytest
 
 from cema.bench.datasets import load_dataset
 from cema.bench.measure import Tally, measure, whole
-from cema.bench.pairs import load_pair, pair_names
 from cema.bench.simulate import GROUP, Pair, Simulator
 from cema.bench.start import Conditions, start
 from cema.bench.streams import Pictures, make_streams
@@ -19,11 +18,6 @@ from cema.wire.update import open_update
 
 BATCH, IMAGES = 64, 320
 Run = Callable[..., tuple[Tally, Simulator]]
-
-
-@pytest.fixture(scope="module")
-def pair() -> Pair:
-    return load_pair(pair_names("digits", None), [str(digit) for digit in range(10)])
 
 
 @pytest.fixture(scope="module")

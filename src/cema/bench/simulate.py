@@ -31,7 +31,7 @@ from cema.cloud.store.base import GroupRow
 from cema.cloud.store.memory import MemoryBlobs, MemoryStore
 from cema.config import ImageCoding, SelectionConfig
 from cema.edge.classes import ClassesSettings
-from cema.edge.measuring import MeasuringSession, can_measure
+from cema.edge.measuring import MeasuringSession
 from cema.edge.pacing import PacedSelector, PacingSettings
 from cema.edge.selection import SampleSelector, Selector
 from cema.edge.statistics import LocalStatistics, StatisticsSettings
@@ -137,7 +137,7 @@ class Simulator:
         coding, bundle = self.plan.travel.image_coding, self.pair.bundle
         own, numbers = None, self.plan.own
         by = None if numbers is None else numbers.classes
-        if numbers is not None and can_measure(bundle):
+        if numbers is not None and bundle.measures:
             measuring, classes = MeasuringSession(bundle, threads=threads), len(bundle.manifest.classes)
             own = LocalStatistics(measuring, classes, rng, numbers.statistics, numbers.blend)
         return Device(f"edge-{index}", bundle, self._selector(rng), link, rng, threads, delay, coding, own, by)

@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from cema.cloud.export_graph import INPUT_NAME, OPSET, OUTPUT_NAME, give_answers, take_pixels, to_graph
-from cema.cloud.export_statistics import SHARE_INPUT, statistics_graph
+from cema.cloud.export_statistics import statistics_graph
 from cema.cloud.norms import NormLayer, norm_layers, read_parameters, write_parameters
 from cema.errors import ExportError
 from cema.types import Float32Array, NormParameters, Uint8Array
-from cema.wire.bundle import NORM_FILE, Bundle, fingerprint
+from cema.wire.bundle import NORM_FILE, SHARE_INPUT, Bundle, fingerprint, measured_layers, shared_weights
 from cema.wire.messages import BundleManifest, NormTensor, Preprocess
 from cema.wire.preprocess import normalise
 
@@ -57,11 +57,11 @@ def build_bundle(
     give_answers(proto, len(classes))
     inside = proto.SerializeToString()
     model = _with_external_norm(proto, table)
-    statistics, described = statistics_graph(onnx.ModelProto.FromString(inside), model, table)
+    statistics, shared = statistics_graph(onnx.ModelProto.FromString(inside), model, table)
     manifest = BundleManifest(
         fingerprint=fingerprint(model, norm, preprocess, classes, table, statistics), model=name, classes=list(classes),
         preprocess=preprocess, input_name=INPUT_NAME, output_name=OUTPUT_NAME, norm=table, opset=OPSET,
-        input_type=input_type, statistics=described or msgspec.UNSET,
+        input_type=input_type, statistics=msgspec.UNSET if shared is None else shared,
     )  # fmt: skip
     bundle = Bundle(manifest, model, norm, statistics)
     check_parity(module, bundle)
@@ -92,8 +92,8 @@ def check_parity(module: nn.Module, bundle: Bundle) -> None:
 
 def _check_statistics(bundle: Bundle) -> None:
     """A device that measures, but follows nothing of it, must answer as the model does. Raises ExportError."""
-    described, manifest = bundle.manifest.statistics, bundle.manifest
-    if isinstance(described, msgspec.UnsetType):
+    manifest = bundle.manifest
+    if not bundle.measures:
         return
     rng, recipe = np.random.default_rng(PARITY_SEED), manifest.preprocess
     parameters = perturbed(bundle.source_parameters(), rng)
@@ -101,21 +101,16 @@ def _check_statistics(bundle: Bundle) -> None:
     given = pixels if manifest.input_type == "uint8" else normalise(pixels, recipe)
     (expected,) = open_session(bundle, parameters).run([OUTPUT_NAME], {INPUT_NAME: given})
     norm = {tensor.initializer: parameters[tensor.name] for tensor in manifest.norm}
-    share_L = np.zeros(len(described.layers), np.float32)
+    share_L = np.zeros(len(measured_layers(manifest.norm)), np.float32)
     feed = {INPUT_NAME: given, SHARE_INPUT: share_L, **norm}
     _compare(torch.from_numpy(expected), _statistics_session(bundle), feed, expected.shape[1], "perturbed, measuring")
 
 
 def _statistics_session(bundle: Bundle) -> ort.InferenceSession:
-    described, options = bundle.manifest.statistics, ort.SessionOptions()
-    assert not isinstance(described, msgspec.UnsetType)
+    options, weights = ort.SessionOptions(), shared_weights(bundle)
     options.log_severity_level = _ERROR_LOGS_ONLY
-    weights = [
-        np.frombuffer(bundle.model, "<f4", int(np.prod(each.shape, dtype=np.int64)), each.offset).reshape(each.shape)
-        for each in described.shared
-    ]
-    values = [ort.OrtValue.ortvalue_from_numpy(np.array(weight)) for weight in weights]
-    options.add_external_initializers([each.name for each in described.shared], values)
+    values = [ort.OrtValue.ortvalue_from_numpy(np.array(weight)) for weight in weights.values()]
+    options.add_external_initializers(list(weights), values)
     return ort.InferenceSession(bundle.statistics, options, providers=["CPUExecutionProvider"])
 
 

@@ -7,31 +7,29 @@ blend of them and the statistics that it is given, so that the next layer measur
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 import onnx
 
 from cema.errors import ExportError
-from cema.wire.bundle import MODEL_FILE
-from cema.wire.messages import MeasuredLayer, NormTensor, SharedWeight, StatisticsGraph
+from cema.wire.bundle import MODEL_FILE, SHARE_INPUT, MeasuredLayer, measured_layers
+from cema.wire.messages import NormTensor, SharedWeight
 
 SHARED_MIN_BYTES = 1024
 """Smaller weights are stored again: a table entry would cost as much."""
-SHARE_INPUT = "statistics.share"
 _make = onnx.helper.make_node
 
 
 def statistics_graph(
     proto: onnx.ModelProto, model: bytes, table: Sequence[NormTensor]
-) -> tuple[bytes, StatisticsGraph | None]:
+) -> tuple[bytes, list[SharedWeight] | None]:
     """``statistics.onnx`` and its description; no bytes for a model without batch norm statistics to follow.
 
     proto: the graph that became ``model``, with its weights inside. Raises ExportError for one whose norm layers the
     exporter did not keep as batch norms.
     """
-    layers = _layers(table)
+    layers = measured_layers(table)
     if not layers:
         return b"", None
     opened = onnx.ModelProto()
@@ -43,23 +41,7 @@ def statistics_graph(
     shared = _share_weights(opened.graph, model)
     opened.graph.ClearField("value_info")
     data: bytes = opened.SerializeToString(deterministic=True)
-    return data, StatisticsGraph(sha256=hashlib.sha256(data).hexdigest(), layers=layers, shared=shared)
-
-
-def _layers(table: Sequence[NormTensor]) -> list[MeasuredLayer]:
-    """Batch norms with all four tensors, in the model's order."""
-    roles: dict[str, dict[str, NormTensor]] = {}
-    for tensor in table:
-        if tensor.kind == "batch_norm":
-            roles.setdefault(tensor.name.rpartition(".")[0], {})[tensor.role] = tensor
-    return [
-        MeasuredLayer(
-            name=name, weight=found["weight"].name, bias=found["bias"].name,
-            mean=found["running_mean"].name, var=found["running_var"].name,
-        )
-        for name, found in roles.items()
-        if len(found) == 4
-    ]  # fmt: skip
+    return data, shared
 
 
 def _open_norms(graph: onnx.GraphProto, layers: Sequence[MeasuredLayer], ranks: dict[str, int]) -> None:

@@ -51,18 +51,12 @@ def _adapter(group: GroupConfig, bundle: Bundle) -> Adapter:
     _check_same(edge, bundle, group)
     foundation = load_model(group.foundation_model, group.foundation_weights).module if group.foundation_model else None
     adapter = create_adapter(group.method, edge, foundation, group.options)
-    if adapter.stats_owner == "edge" and not _measures(bundle):
+    if adapter.stats_owner == "edge" and bundle.follows and not bundle.measures:
         raise ConfigError(
             f"the devices of {group.bundle} cannot measure their norm statistics, as method {group.method!r} wants",
             hint="build the bundle again, without --int8; or take the method 'cema-paper'",
         )
     return adapter
-
-
-def _measures(bundle: Bundle) -> bool:
-    """Whether devices can measure the statistics of this bundle's batch norms, if it has any."""
-    follows = any(tensor.role == "running_mean" for tensor in bundle.manifest.norm)
-    return bundle.manifest.statistics is not msgspec.UNSET or not follows
 
 
 def _check_same(edge: nn.Module, bundle: Bundle, group: GroupConfig) -> None:

@@ -212,6 +212,7 @@ class EdgeAgent:
         paced = following and self._config.selection.enabled
         make = self._make_selector or (PacedSelector if paced else Selector)
         self._selector = make(self._config.selection, len(session.bundle.manifest.classes))
+        self._paced = self._selector if following and isinstance(self._selector, FollowsStream) else None
         self._selects_for = session.fingerprint, following
 
     def _select(self, session: EdgeSession, answers: Answers) -> BoolArray:
@@ -219,9 +220,9 @@ class EdgeAgent:
             following = self._updater.following
             if (session.fingerprint, following) != self._selects_for:
                 self._renew_selector(session, following)
-            if following and isinstance(self._selector, FollowsStream):
+            if self._paced is not None:
                 follower = self._follower
-                self._selector.follow(follower.trust, follower.take_change(), follower.narrow)
+                self._paced.follow(follower.trust, follower.take_change(), follower.narrow)
             kept_B = self._selector.select(answers.probabilities_BK, answers.entropy_B)
         lost = following and self._follower.domain == 0  # the cloud could not tell in what world a sample was seen
         return kept_B if self._updater.adapting and not lost else np.zeros_like(kept_B)

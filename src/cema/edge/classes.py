@@ -66,10 +66,10 @@ class RecentClasses:
         """Remember answers: probabilities as the model gave them, labels as they were corrected."""
         s = self.settings
         self._window.extend(probabilities_BK)
-        for label in labels:
-            self._labels.append(label)
-            self._shares_K *= 1 - 1 / s.memory
-            self._shares_K[label] += 1
+        self._labels.extend(labels)
+        kept = 1 - 1 / s.memory
+        self._shares_K *= kept ** len(labels)
+        np.add.at(self._shares_K, list(labels), kept ** np.arange(len(labels) - 1, -1, -1))
         self.narrow = self._is_narrow()
 
     def _present(self, probabilities_BK: Float32Array) -> Float32Array:

@@ -159,13 +159,9 @@ class Follower:
             return "no"
         own = self._own
         assert own is not None
-        changed = own.arrive(seen.images_BHWC)
-        due = own.take_in(seen.images_BHWC, seen.labels)
+        self._other_world |= own.arrive(seen.images_BHWC)
+        due = own.take_in(seen.images_BHWC, seen.labels)  # never "no" in a new world: a new session follows
         self.trust, self.domain = own.trusted(), own.domain
-        if changed:
-            self._other_world = True
-            if due == "no":  # else a session by new statistics follows anyway
-                self._updater.renew()
         return due
 
     def _begin(self, fingerprint: str) -> bool:

@@ -6,19 +6,15 @@ per picture and channel the moments of every norm layer's input (edge/statistics
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 import onnxruntime as ort
 
 from cema.edge.session import ORT_ERRORS, given, session_options
 from cema.errors import BundleError
 from cema.types import Float32Array, NormParameters, Uint8Array
-from cema.wire.bundle import Bundle
-
-SHARE_INPUT = "statistics.share"
+from cema.wire.bundle import SHARE_INPUT, Bundle, measured_layers, shared_weights
 
 
 class Moments(NamedTuple):
@@ -35,18 +31,6 @@ class Measured(NamedTuple):
     layers: list[Moments]
 
 
-def can_measure(bundle: Bundle) -> bool:
-    """Whether there is a statistics graph, and batch norms in it."""
-    described = bundle.manifest.statistics
-    return not isinstance(described, msgspec.UnsetType) and bool(described.layers)
-
-
-def lacks_statistics(bundle: Bundle) -> bool:
-    """Whether the model has running statistics that a device with this bundle cannot measure."""
-    follows = any(tensor.role == "running_mean" for tensor in bundle.manifest.norm)
-    return follows and not can_measure(bundle)
-
-
 class MeasuringSession:
     """Runs ``statistics.onnx`` of a bundle that has one. threads: 0 = one per core, at most 4.
 
@@ -54,17 +38,11 @@ class MeasuringSession:
     """
 
     def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
-        described = bundle.manifest.statistics
-        if isinstance(described, msgspec.UnsetType):
+        if not bundle.measures:
             raise BundleError("this bundle has no statistics graph", hint="build it again with 'cema bundle build'")
-        self.layers, self.bundle = described.layers, bundle
+        self.layers, self.bundle = measured_layers(bundle.manifest.norm), bundle
         self._inputs = [(tensor.initializer, tensor.name) for tensor in bundle.manifest.norm]
-        weights = {
-            weight.name: np.frombuffer(bundle.model, "<f4", math.prod(weight.shape), weight.offset).reshape(
-                weight.shape
-            )
-            for weight in described.shared
-        }
+        weights = shared_weights(bundle)
         options = session_options(threads)
         try:
             # an OrtValue borrows the array's memory: both live as long as the session

@@ -24,11 +24,9 @@ from cema.edge.measuring import MeasuringSession
 from cema.edge.memory import ClassMemory, pixel_style
 from cema.types import Float32Array, NormParameters, Uint8Array
 from cema.wire.blend import BLEND, BlendSettings, diversity, log_ratio, shares, shift_size, trust
-from cema.wire.messages import MeasuredLayer
+from cema.wire.bundle import MeasuredLayer
 
 _VARIANCE_FLOOR = 1e-8
-
-
 Count = Annotated[int, Meta(ge=1)]
 
 
@@ -81,7 +79,7 @@ class LocalStatistics:
         self._layers = measuring.layers
         self._memory = ClassMemory(s.memory, classes)
         self._window: deque[Float32Array] = deque(maxlen=s.window)
-        self.revision = self.measured_pictures = 0
+        self.revision = 0
         self._rng, self.latest = rng, statistics_of(self._source, self._layers)
         self._forget()
 
@@ -177,7 +175,6 @@ class LocalStatistics:
         for index, layer in enumerate(self._layers):
             given[layer.mean], given[layer.var] = self._prior(index, float(share_L[index]), weight)
         measured = self._measuring.measure(pictures, given, share_L * np.float32(weight))
-        self.measured_pictures += len(pictures)
         pool, ratios, noises = [], [], []
         for index, (first_BC, second_BC) in enumerate(measured.layers):
             mean_C, var_C, noise_C = _moments(first_BC, second_BC)
@@ -203,9 +200,11 @@ class LocalStatistics:
         if not self._pool or weight >= 1:
             return sources
         kept, rest = share * (1 - weight), 1 - share * weight
-        return tuple(
-            ((1 - share) * source + kept * pool) / rest for source, pool in zip(sources, self._pool[index], strict=True)
-        )  # type: ignore[return-value]
+        mean_C, var_C = (
+            np.asarray(((1 - share) * source + kept * pool) / rest, np.float32)
+            for source, pool in zip(sources, self._pool[index], strict=True)
+        )
+        return mean_C, var_C
 
     def _blend(self, share_L: Float32Array) -> NormParameters:
         statistics: NormParameters = {}

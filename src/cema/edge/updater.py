@@ -13,7 +13,6 @@ import msgspec
 
 from cema.config import DeviceConfig
 from cema.edge.counters import EdgeCounters
-from cema.edge.measuring import can_measure, lacks_statistics
 from cema.edge.session import EdgeSession
 from cema.edge.slots import StateFolder
 from cema.edge.statistics import LocalStatistics
@@ -112,7 +111,7 @@ class Updater:
         """Whether this device uses norm statistics of its own."""
         wanted = self._config.statistics.follow
         wants = wanted == "on" or (wanted == "auto" and self._folder.stats_owner == "edge")
-        return wants and self.adapting and can_measure(self._bundle)
+        return wants and self.adapting and self._bundle.measures
 
     @property
     def poll_after(self) -> int:
@@ -235,7 +234,7 @@ class Updater:
     def _check_manifest(self, manifest: UpdateManifest) -> None:
         if manifest.group != self._config.group:
             raise UpdateContentError(f"expected an update for group {self._config.group}, got {manifest.group}")
-        if manifest.stats_owner == "edge" and lacks_statistics(self._bundle):
+        if manifest.stats_owner == "edge" and self._bundle.follows and not self._bundle.measures:
             raise UpdateContentError(
                 "expected an update with running statistics: this bundle cannot measure its own",
                 hint="build the bundle without --int8, or use a method whose statistics are the cloud's",

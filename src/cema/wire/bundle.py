@@ -15,12 +15,13 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from cema.errors import BundleError, SizeLimitError
-from cema.types import NormParameters
+from cema.types import Float32Array, NormParameters
 from cema.wire.image import MAX_PIXELS
 from cema.wire.messages import PROTOCOL_VERSION, BundleManifest, NormTensor, Preprocess
 from cema.wire.preprocess import INTERPOLATIONS
@@ -29,10 +30,22 @@ MAX_BUNDLE_BYTES = 1024 * 1024 * 1024
 MODEL_FILE, NORM_FILE, MANIFEST_FILE = "model.onnx", "norm.bin", "manifest.json"
 STATISTICS_FILE = "statistics.onnx"
 _FILES = (MANIFEST_FILE, MODEL_FILE, NORM_FILE)
+SHARE_INPUT = "statistics.share"
+"""Of ``statistics.onnx``, float32 [L]: how far a layer goes from the statistics it is given to those of the batch."""
+_ROLES = ("weight", "bias", "running_mean", "running_var")
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 _ITEM_BYTES = 4
 INPUT_TYPES = ("uint8", "float32")
 PRECISIONS = ("float32", "int8")
+
+
+class MeasuredLayer(NamedTuple):
+    """A batch norm by the torch names of its tensors."""
+
+    weight: str
+    bias: str
+    mean: str
+    var: str
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,16 @@ class Bundle:
         """The norm tensors as trained, float32 by torch name: version 0."""
         return {tensor.name: _tensor(self.norm, tensor) for tensor in self.manifest.norm}
 
+    @property
+    def measures(self) -> bool:
+        """Whether a device can measure the norm statistics of this model."""
+        return bool(self.statistics)
+
+    @property
+    def follows(self) -> bool:
+        """Whether the model has running statistics at all."""
+        return any(tensor.role == "running_mean" for tensor in self.manifest.norm)
+
 
 def fingerprint(
     model: bytes, norm: bytes, preprocess: Preprocess, classes: Sequence[str], table: Sequence[NormTensor],
@@ -59,6 +82,25 @@ def fingerprint(
     for part in (model, norm, recipe, *([statistics] if statistics else [])):
         digest.update(hashlib.sha256(part).digest())
     return digest.hexdigest()
+
+
+def measured_layers(norm: Sequence[NormTensor]) -> list[MeasuredLayer]:
+    """The layers that a statistics graph measures: batch norms with all four tensors, in the model's order."""
+    roles: dict[str, dict[str, str]] = {}
+    for tensor in norm:
+        if tensor.kind == "batch_norm":
+            roles.setdefault(tensor.name.rpartition(".")[0], {})[tensor.role] = tensor.name
+    whole = [found for found in roles.values() if len(found) == len(_ROLES)]
+    return [MeasuredLayer(*(found[role] for role in _ROLES)) for found in whole]
+
+
+def shared_weights(bundle: Bundle) -> dict[str, Float32Array]:
+    """What ``statistics.onnx`` takes from ``model.onnx``, by initializer: for ONNX Runtime's external initializers."""
+    described = bundle.manifest.statistics
+    return {
+        weight.name: np.frombuffer(bundle.model, "<f4", math.prod(weight.shape), weight.offset).reshape(weight.shape)
+        for weight in ([] if isinstance(described, msgspec.UnsetType) else described)
+    }
 
 
 def encode_bundle(bundle: Bundle) -> bytes:
@@ -142,16 +184,7 @@ def _check_statistics(bundle: Bundle) -> None:
     described = bundle.manifest.statistics
     if (described is msgspec.UNSET) != (not bundle.statistics):
         raise BundleError(f"expected {STATISTICS_FILE} and its description, or neither", hint="build the bundle again")
-    if isinstance(described, msgspec.UnsetType):
-        return
-    if hashlib.sha256(bundle.statistics).hexdigest() != described.sha256:
-        raise BundleError(f"expected {STATISTICS_FILE} with sha256 {described.sha256[:12]}", hint="fetch it again")
-    shapes = {tensor.name: (tensor.shape, tensor.kind) for tensor in bundle.manifest.norm}
-    for layer in described.layers:
-        found = {shapes.get(name) for name in (layer.weight, layer.bias, layer.mean, layer.var)}
-        if len(found) != 1 or None in found:
-            raise BundleError(f"expected the four norm tensors of layer {layer.name!r} in the norm table")
-    for weight in described.shared:
+    for weight in [] if isinstance(described, msgspec.UnsetType) else described:
         size = math.prod(weight.shape) * _ITEM_BYTES
         if weight.offset < 0 or min(weight.shape, default=1) < 1 or weight.offset + size > len(bundle.model):
             raise BundleError(f"expected weight {weight.name!r} inside {MODEL_FILE} ({len(bundle.model)} bytes)")

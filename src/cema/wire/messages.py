@@ -179,16 +179,6 @@ class NormTensor(Message, frozen=True, kw_only=True):
     offset: int
 
 
-class MeasuredLayer(Message, frozen=True, kw_only=True):
-    """One batch norm of a statistics graph: its name and those of its tensors in the norm table."""
-
-    name: str
-    weight: str
-    bias: str
-    mean: str
-    var: str
-
-
 class SharedWeight(Message, frozen=True, kw_only=True):
     """A weight of ``statistics.onnx`` that lies in ``model.onnx``. offset: bytes, float32 little endian."""
 
@@ -197,22 +187,15 @@ class SharedWeight(Message, frozen=True, kw_only=True):
     offset: int
 
 
-class StatisticsGraph(Message, frozen=True, kw_only=True):
-    """What ``statistics.onnx`` measures (edge/statistics.py). sha256: of its bytes. layers: in the model's order."""
-
-    sha256: str
-    layers: list[MeasuredLayer]
-    shared: list[SharedWeight]
-
-
 class BundleManifest(Message, frozen=True, kw_only=True):
-    """``manifest.json`` of a bundle. fingerprint = sha256 over graph, norm table, preprocessing and classes.
+    """``manifest.json`` of a bundle. fingerprint = sha256 over graphs, norm table, preprocessing and classes.
 
     input_type: ``uint8`` (pixels [B, H, W, 3], the graph normalises them) or ``float32`` (normalised, [B, 3, H, W]);
     UNSET, as in the first bundles, means float32 and is not written, so that they keep their bytes.
     precision: ``int8`` when the graph computes in integers (ADR 13); UNSET means float32. Norm tensors and updates are
     float32 either way.
-    statistics: describes ``statistics.onnx``; UNSET for a bundle without it, whose device cannot measure.
+    statistics: weights that ``statistics.onnx`` shares with ``model.onnx``; UNSET for a bundle without that
+    graph, whose device cannot measure.
     """
 
     fingerprint: str
@@ -226,7 +209,7 @@ class BundleManifest(Message, frozen=True, kw_only=True):
     opset: int = 0
     input_type: str | msgspec.UnsetType = msgspec.UNSET
     precision: str | msgspec.UnsetType = msgspec.UNSET
-    statistics: StatisticsGraph | msgspec.UnsetType = msgspec.UNSET
+    statistics: list[SharedWeight] | msgspec.UnsetType = msgspec.UNSET
 
 
 class UpdateManifest(Message, frozen=True, kw_only=True):

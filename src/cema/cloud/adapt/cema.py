@@ -26,7 +26,7 @@ from torch import nn
 from cema.cloud.adapt import Options
 from cema.cloud.adapt.base import Metrics, Schedule, State, StatsOwner, read_options
 from cema.cloud.adapt.blended import Blended
-from cema.cloud.adapt.losses import confidence_weight, divergence, entropy, pseudo_label_loss
+from cema.cloud.adapt.losses import edge_loss
 from cema.cloud.adapt.norm import adaptable, norm_train
 from cema.cloud.adapt.precision import Precision, is_reduced
 from cema.cloud.adapt.trainable import Trainable
@@ -124,14 +124,8 @@ class Cema:
         student_BK = self.edge.forward(images_BCHW)
         norm_train(self.edge.model, False)
         e_max = s.e_max * math.log(student_BK.shape[1])
-        entropy_B, label_BK = entropy(student_BK), soft_BK.clamp_min(_SMALLEST).log()
-        student_weight_B = confidence_weight(entropy_B, e_max)
-        label_weight_B = confidence_weight(entropy(label_BK), e_max)
-        loss = (
-            s.entropy_weight * (student_weight_B * entropy_B).mean()
-            + s.divergence_weight * (label_weight_B * divergence(label_BK, student_BK)).mean()
-            + s.label_weight * (label_weight_B * pseudo_label_loss(label_BK, student_BK)).mean()
-        )
+        weights = s.entropy_weight, s.divergence_weight, s.label_weight
+        loss = edge_loss(soft_BK.clamp_min(_SMALLEST).log(), student_BK, e_max, weights)
         for group in self.edge.optimiser.param_groups:
             group["lr"] = s.edge_lr * trusted
         return self.edge.descend(loss)

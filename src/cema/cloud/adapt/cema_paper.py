@@ -19,7 +19,7 @@ from torch import nn
 
 from cema.cloud.adapt import Options
 from cema.cloud.adapt.base import CloudStatistics, Metrics, Schedule, State, read_options
-from cema.cloud.adapt.losses import confidence_weight, divergence, entropy, pseudo_label_loss
+from cema.cloud.adapt.losses import confidence_weight, edge_loss, entropy
 from cema.cloud.adapt.norm import Impl, Start, Targets, adaptable, follow_statistics, norm_train
 from cema.cloud.adapt.precision import Precision, is_reduced
 from cema.cloud.adapt.teacher import OnnxTeacher
@@ -93,15 +93,9 @@ class CemaPaper(CloudStatistics):
         student_BK = self.edge.forward(images_BCHW)
         norm_train(self.edge.model, False)
         follow_statistics(self.edge.model, images_BCHW)
-        e_max, s = self._e_max(student_BK), self.settings
-        entropy_B = entropy(student_BK)
-        student_weight_B = confidence_weight(entropy_B, e_max)
-        teacher_weight_B = confidence_weight(entropy(teacher_BK), e_max)
-        loss = (
-            s.entropy_weight * (student_weight_B * entropy_B).mean()
-            + s.divergence_weight * (teacher_weight_B * divergence(teacher_BK, student_BK)).mean()
-            + s.label_weight * (teacher_weight_B * pseudo_label_loss(teacher_BK, student_BK)).mean()
-        )
+        s = self.settings
+        weights = s.entropy_weight, s.divergence_weight, s.label_weight
+        loss = edge_loss(teacher_BK, student_BK, self._e_max(student_BK), weights)
         return self.edge.descend(loss)
 
     def _teacher_logits(self, images_BCHW: torch.Tensor) -> torch.Tensor:

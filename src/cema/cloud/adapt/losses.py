@@ -1,6 +1,6 @@
-"""The losses of CEMA (Chen et al., ICLR 2024, section 3.2), per sample, in nats.
+"""The losses of CEMA (Chen et al., ICLR 2024, section 3.2), in nats.
 
-Logits are float32 [B, K]; every function returns [B]. The mean over the batch is taken where the loss is put together.
+Logits are float32 [B, K]; functions return [B], one value per sample, but for ``edge_loss``, which puts them together.
 """
 
 from __future__ import annotations
@@ -18,6 +18,20 @@ def entropy(logits_BK: torch.Tensor) -> torch.Tensor:
 def confidence_weight(entropy_B: torch.Tensor, e_max_nats: float) -> torch.Tensor:
     """h(x) = exp(E_max - H(x)), without gradient: confident samples count more (EATA, Eq. 3)."""
     return torch.exp(e_max_nats - entropy_B.detach())
+
+
+def edge_loss(
+    teacher_BK: torch.Tensor, student_BK: torch.Tensor, e_max_nats: float, weights: tuple[float, float, float]
+) -> torch.Tensor:
+    """L_e = a mean[h_s H(g)] + b mean[h_t KL(f || g)] + c mean[h_t CE(g, argmax f)]; weights: a, b, c."""
+    entropy_B = entropy(student_BK)
+    student_weight_B = confidence_weight(entropy_B, e_max_nats)
+    teacher_weight_B = confidence_weight(entropy(teacher_BK), e_max_nats)
+    return (
+        weights[0] * (student_weight_B * entropy_B).mean()
+        + weights[1] * (teacher_weight_B * divergence(teacher_BK, student_BK)).mean()
+        + weights[2] * (teacher_weight_B * pseudo_label_loss(teacher_BK, student_BK)).mean()
+    )
 
 
 def divergence(teacher_BK: torch.Tensor, student_BK: torch.Tensor) -> torch.Tensor:
