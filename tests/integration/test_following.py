@@ -20,6 +20,7 @@ from cema.edge import EdgeAgent
 from cema.edge.follower import TOGETHER
 from cema.edge.measuring import MeasuringSession
 from cema.edge.session import EdgeSession
+from cema.edge.statistics import LocalStatistics
 from cema.edge.updater import Updater
 from cema.types import Prediction, Uint8Array
 from cema.wire.bundle import decode_bundle, encode_bundle, fingerprint
@@ -35,7 +36,7 @@ def offline(device: Any, digits_bundle: bytes) -> Callable[..., EdgeAgent]:
 
     def start(bundle: Any = None, **changes: Any) -> EdgeAgent:
         parts = {key: changes.pop(key) for key in ("runtime", "selection") if key in changes}
-        statistics = StatisticsConfig(**{"follow": "on", "class_prior": False, **changes})
+        statistics = StatisticsConfig(**{"follow": "on", "class_prior": False, "duty": 1.0, **changes})
         agent: EdgeAgent = device.start(bundle=bundle or device.bundle, url=NOWHERE, statistics=statistics, **parts)
         return agent
 
@@ -144,6 +145,52 @@ def test_the_first_batch_of_another_world_is_answered_again(
     assert revisions(fresh) == {old.revision + 1}
     assert set(measured) == {threading.current_thread().name}
     assert np.abs(probabilities(fresh) - old.predict(pale[:16]).confidence_B).max() > 0.1
+
+
+@pytest.fixture
+def resting(offline: Callable[..., EdgeAgent], clean: Uint8Array, monkeypatch: pytest.MonkeyPatch) -> EdgeAgent:
+    """A device that knows its world, may measure a tenth of the time, and whose measurements take one second of a clock
+    that stands still else (``agent.now_s``)."""
+    agent: Any = offline(duty=0.1)
+    agent.now_s, real = 0.0, LocalStatistics.refresh
+
+    def slow(own: LocalStatistics, parameters: Any) -> None:
+        real(own, parameters)
+        agent.now_s += 1.0
+
+    monkeypatch.setattr(LocalStatistics, "refresh", slow)
+    monkeypatch.setattr(agent._follower, "_clock", lambda: agent.now_s)
+    show(agent, clean, 10)
+    assert agent._follower._not_before_s == pytest.approx(agent.now_s + 9.0)
+    return agent  # type: ignore[no-any-return]
+
+
+def show(agent: EdgeAgent, images: Uint8Array, batches: int) -> int:
+    """Predict so many batches of 64; returns the revision afterwards, when all has been taken in."""
+    for _ in range(batches):
+        agent.predict(list(images[:64]))
+        deadline_s = time.monotonic() + 20
+        while agent._follower._waiting or not agent._follower._owner.acquire(blocking=False):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.001)
+        agent._follower._owner.release()
+    return int(str(agent.status()["stats_revision"]))
+
+
+def test_a_device_measures_no_larger_share_of_its_time_than_it_may(resting: Any, clean: Uint8Array) -> None:
+    before = resting.status()["stats_revision"]
+    assert show(resting, clean, 20) == before
+    resting.now_s += 8.9
+    assert show(resting, clean, 20) == before
+    resting.now_s += 0.2
+    assert show(resting, clean, 20) == before + 1
+
+
+def test_another_world_is_measured_whatever_was_spent_on_the_one_before(
+    resting: Any, pale: Uint8Array, measured: list[str]
+) -> None:
+    before = resting.status()["stats_revision"]
+    assert revisions(resting.predict(list(pale[:64]))) == {before + 1}
 
 
 @pytest.mark.parametrize("why", ["switched off", "cloud not heard", "no adaptation", "bundle without statistics"])

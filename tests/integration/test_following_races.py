@@ -43,7 +43,9 @@ def start(device: Any, digits_bundle: bytes) -> Callable[[], EdgeAgent]:
     device.bundle = decode_bundle(digits_bundle)
 
     def started() -> EdgeAgent:
-        agent: EdgeAgent = device.start(bundle=device.bundle, url=NOWHERE, statistics=StatisticsConfig(follow="on"))
+        agent: EdgeAgent = device.start(
+            bundle=device.bundle, url=NOWHERE, statistics=StatisticsConfig(follow="on", duty=1.0)
+        )
         return agent
 
     return started
@@ -147,7 +149,7 @@ def test_single_pictures_of_two_threads_at_once_are_measured_within_the_follower
     agent = start()
     follower = agent._follower
     threads = [threading.Thread(target=agent.predict, args=([picture],)) for picture in pictures[:2]]
-    with follower._changed:  # held where they would hand over
+    with follower._changed:  # held where they would wake it
         for thread in threads:
             thread.start()
     for thread in threads:
@@ -159,23 +161,26 @@ def test_statistics_are_renewed_while_a_fast_stream_goes_on(
     device: Any, start: Callable[[], EdgeAgent], pictures: Uint8Array, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent, revisions, ended = start(), list[int](), threading.Event()
-    follower, real = agent._follower, Follower._digest
+    follower, real = agent._follower, Follower._take_in
 
     def seen(number: int) -> Seen:
         return Seen(device.bundle.manifest.fingerprint, pictures[number : number + 1], [number % 10])
 
+    def hand_over(round_: int) -> None:
+        for number in range(TOGETHER):
+            follower.look(seen(TOGETHER * round_ + number))
+        follower.wake()
+
     def taken_in(one: Follower, given: Seen) -> Any:
         due = real(one, given)
         revisions.append(agent._updater.session.revision)
-        if len(revisions) < 500:  # another picture is there before this one has been taken in
-            one.look(seen(TOGETHER + len(revisions)))
+        if len(revisions) < 60:  # others are there before these have been taken in
+            hand_over(len(revisions))
         else:
             ended.set()
         return due
 
-    monkeypatch.setattr(Follower, "_digest", taken_in)
-    with follower._owner:  # so many wait that none is waited for
-        for number in range(TOGETHER):
-            follower.look(seen(number))
+    monkeypatch.setattr(Follower, "_take_in", taken_in)
+    hand_over(0)
     assert ended.wait(LIMIT_S)
-    assert len(set(revisions)) > 3, "the first measurement, and some in 500 pictures"
+    assert len(set(revisions)) > 3, "the first measurement, and some in 480 pictures"

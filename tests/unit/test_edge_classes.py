@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -105,3 +106,24 @@ def test_corrected_answers_are_probabilities(logits_BK: Float32Array) -> None:
     assert corrected_BK.shape == logits_BK.shape
     assert np.isfinite(corrected_BK).all()
     np.testing.assert_allclose(corrected_BK.sum(axis=1), 1, atol=1e-5)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=300), st.sampled_from([1.5, 20.0, 1000.0]))
+def test_running_counts_agree_with_counting_anew(labels: list[int], memory: float) -> None:
+    settings = ClassesSettings(window=16, memory=memory, start=8.0, sigmas=1.0)
+    recent, weights = shown(RecentClasses(5, settings), labels), np.full(5, 8 / 5)
+    for label in labels:
+        weights *= 1 - 1 / memory
+        weights[label] += 1
+    latest = labels[-16:]
+    alike = sum(a == b for a, b in combinations(latest, 2))
+    expected = float(((weights / weights.sum()) ** 2).sum()) * len(latest) * (len(latest) - 1) / 2
+    assert recent._recent.pairs == alike
+    assert recent._lasting.alike == pytest.approx(float(((weights / weights.sum()) ** 2).sum()), rel=1e-6)
+    assert recent.narrow == (alike * 0.6 > expected + 0.6 * np.sqrt(expected))
+
+
+def test_shares_stay_finite_however_long_a_device_runs() -> None:
+    settings = ClassesSettings(memory=1.01)  # forgets so fast that its weights are written anew every fifty labels
+    recent = shown(RecentClasses(10, settings), mixed(10_000))
+    assert recent._lasting.alike == pytest.approx(1.0, abs=0.03)  # the latest label is nearly all that it knows

@@ -103,6 +103,7 @@ class EdgeAgent:
         predictions = _predictions(answers, kept, session)
         self._hand_over(session, images, fitted_BHWC, predictions)
         self.counters.predicted(len(images), sum(kept), time.perf_counter() - started_s)
+        self._follower.wake()
         return predictions
 
     @property

@@ -7,6 +7,7 @@ a step on two classes makes the model forget the others (pacing.py).
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Annotated
@@ -14,11 +15,11 @@ from typing import Annotated
 import msgspec
 import numpy as np
 from msgspec import Meta
-from numpy.typing import NDArray
 
 from cema.types import Float32Array
 
-Pictures = Annotated[float, Meta(ge=0)]
+_UNIT_LEAST = 1e-100
+"""Below this the weights are written anew, long before they overflow."""
 
 
 class ClassesSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -32,7 +33,7 @@ class ClassesSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """
 
     window: Annotated[int, Meta(ge=2)] = 64
-    memory: Annotated[float, Meta(ge=1)] = 1000.0
+    memory: Annotated[float, Meta(gt=1)] = 1000.0
     start: Annotated[float, Meta(gt=0)] = 256.0
     narrow: Annotated[float, Meta(ge=0, le=1)] = 0.6
     sigmas: Annotated[float, Meta(ge=0)] = 3.0
@@ -47,8 +48,7 @@ class RecentClasses:
         self.settings = s = settings or ClassesSettings()
         self.classes = classes
         self._window: deque[Float32Array] = deque(maxlen=s.window)
-        self._labels: deque[int] = deque(maxlen=s.window)
-        self._shares_K = np.full(classes, s.start / classes)
+        self._recent, self._lasting = _Window(s.window, classes), _LongRun(s, classes)
         self.narrow = False
 
     def correct(self, probabilities_BK: Float32Array) -> Float32Array:
@@ -64,12 +64,10 @@ class RecentClasses:
 
     def take_in(self, probabilities_BK: Float32Array, labels: Sequence[int]) -> None:
         """Remember answers: probabilities as the model gave them, labels as they were corrected."""
-        s = self.settings
         self._window.extend(probabilities_BK)
-        self._labels.extend(labels)
-        kept = 1 - 1 / s.memory
-        self._shares_K *= kept ** len(labels)
-        np.add.at(self._shares_K, list(labels), kept ** np.arange(len(labels) - 1, -1, -1))
+        for label in labels:
+            self._recent.add(label)
+            self._lasting.add(label)
         self.narrow = self._is_narrow()
 
     def _present(self, probabilities_BK: Float32Array) -> Float32Array:
@@ -85,10 +83,53 @@ class RecentClasses:
         return np.asarray(share_K, np.float32)
 
     def _is_narrow(self) -> bool:
-        s, count = self.settings, len(self._labels)
-        pairs = count * (count - 1) / 2
-        counts: NDArray[np.int64] = np.bincount(self._labels)
-        alike = float((counts * (counts - 1)).sum()) / 2
-        share_K = self._shares_K / self._shares_K.sum()
-        expected = float((share_K**2).sum()) * pairs
-        return alike * s.narrow > expected + s.narrow * s.sigmas * float(np.sqrt(expected))
+        s, count = self.settings, len(self._recent.labels)
+        expected = self._lasting.alike * count * (count - 1) / 2
+        return self._recent.pairs * s.narrow > expected + s.narrow * s.sigmas * math.sqrt(expected)
+
+
+class _Window:
+    """The latest labels. pairs: of them that are alike, kept up to date by each label instead of counted anew."""
+
+    def __init__(self, size: int, classes: int) -> None:
+        self.labels: deque[int] = deque(maxlen=size)
+        self.pairs = 0
+        self._counts = [0] * classes
+
+    def add(self, label: int) -> None:
+        counts = self._counts
+        if len(self.labels) == self.labels.maxlen:
+            oldest = self.labels[0]
+            counts[oldest] -= 1
+            self.pairs -= counts[oldest]
+        self.labels.append(label)
+        self.pairs += counts[label]
+        counts[label] += 1
+
+
+class _LongRun:
+    """Class shares with an exponential memory: sums of weights that all decay by ``kept`` with each label.
+
+    The weights are held in units that shrink instead, so that a label touches one of them.
+    """
+
+    def __init__(self, settings: ClassesSettings, classes: int) -> None:
+        self._kept, self._unit = 1 - 1 / settings.memory, 1.0
+        self._weights = [settings.start / classes] * classes
+        self._sum, self._squares = settings.start, settings.start**2 / classes
+
+    @property
+    def alike(self) -> float:
+        """How often two pictures drawn by these shares are of one class."""
+        return self._squares / self._sum**2
+
+    def add(self, label: int) -> None:
+        kept = self._kept
+        self._unit *= kept
+        known = self._weights[label] * self._unit
+        self._weights[label] = (known + 1) / self._unit
+        self._sum = self._sum * kept + 1
+        self._squares = self._squares * kept**2 + 2 * known + 1
+        if self._unit < _UNIT_LEAST:
+            self._weights = [weight * self._unit for weight in self._weights]
+            self._unit = 1.0

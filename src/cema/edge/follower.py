@@ -8,7 +8,10 @@ come in batches, so that they can be answered again by statistics that know them
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -35,11 +38,13 @@ PATIENCE_S = 0.5
 
 
 class Seen(NamedTuple):
-    """A batch that was predicted. fingerprint: of the bundle that did."""
+    """A batch that was predicted. fingerprint: of the bundle that did. arrived: whether its look has been taken note
+    of."""
 
     fingerprint: str
     images_BHWC: Uint8Array
     labels: list[int]
+    arrived: bool = False
 
 
 class Follower:
@@ -50,13 +55,19 @@ class Follower:
     """
 
     def __init__(
-        self, updater: Updater, config: DeviceConfig, counters: EdgeCounters, rng: np.random.Generator
+        self,
+        updater: Updater,
+        config: DeviceConfig,
+        counters: EdgeCounters,
+        rng: np.random.Generator,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._updater, self._config, self._counters, self._rng = updater, config, counters, rng
+        self._clock, self._not_before_s = clock, 0.0
         self._owner = threading.Lock()  # of the statistics: whoever measures has it
         self._changed = threading.Condition()
         self._waiting: deque[Seen] = deque()
-        self._closed = self._due = self._failed = False
+        self._closed = self._due = self._failed = self._idle = False
         self._own: LocalStatistics | None = None
         self._fingerprint = ""
         self._other_world = False
@@ -99,28 +110,37 @@ class Follower:
         if not self._updater.following:
             return False
         at_once = self._config.statistics.answer_again and len(seen.labels) >= TOGETHER and not self._waiting
-        if at_once and not self._failed and self._owner.acquire(blocking=False):
-            try:
-                return self._look_at_once(seen)
-            except CemaError as error:  # the first answer stands; the thread goes on trying
-                self._failed = True
-                self._counters.failed(error)
-            finally:
-                self._owner.release()
+        if not at_once or self._failed or not self._owner.acquire(blocking=False):
+            self._leave_to_thread(seen)
             return False
-        with self._changed:
-            if len(self._waiting) < WAITING_BATCHES:
-                self._waiting.append(seen._replace(images_BHWC=seen.images_BHWC.copy()))
-                self._notify()
-        return False
+        try:
+            return self._look_at_once(seen)
+        except CemaError as error:  # the first answer stands; the thread goes on trying
+            self._failed = True
+            self._counters.failed(error)
+            return False
+        finally:
+            self._owner.release()
 
     def _look_at_once(self, seen: Seen) -> bool:
-        due = self._digest(seen)
-        if due == "later":
+        seen = self._arrived(seen)
+        if seen.arrived and self._own is not None and self._own.asks(len(seen.labels)) == "now":
+            self._take_in(seen)
+            return self._refresh()
+        self._leave_to_thread(seen)  # still the owner: nobody's pictures may arrive between these and their taking in
+        return False
+
+    def _leave_to_thread(self, seen: Seen) -> None:
+        if len(seen.labels) == 1:  # a view of the caller's own picture; of several, the stack is ours
+            seen = seen._replace(images_BHWC=seen.images_BHWC.copy())
+        if len(self._waiting) < WAITING_BATCHES:
+            self._waiting.append(seen)
+
+    def wake(self) -> None:
+        """Let the thread see to what waits. Called when all else is done: it takes the interpreter from ``predict``."""
+        if self._waiting and (self._idle or self._is_busy()):
             with self._changed:
-                self._due = True
-                self._notify()
-        return due == "now" and self._refresh()
+                self._changed.notify()
 
     def take_change(self) -> bool:
         """Whether the world has changed since this was last asked."""
@@ -130,15 +150,18 @@ class Follower:
     def step(self) -> None:
         """Wait for pictures, then measure what is due. Raises BundleError, UpdateContentError."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._due or self._closed)
+            self._idle = True
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            self._idle = False
             self._changed.wait_for(self._is_busy, PATIENCE_S)
-        if self._closed or not (self._waiting or self._due):
+        if self._closed:
             return
         with self._owner:
-            due, self._due = self._due, False
-            for _ in range(len(self._waiting)):  # what comes meanwhile must not keep it from measuring
-                due |= self._digest(self._waiting.popleft()) != "no"
-            if due and self._own is not None:
+            for seen in self._together():
+                if (seen := self._arrived(seen)).arrived:
+                    self._due |= self._take_in(seen) != "no"
+            if self._due and self._own is not None and self._clock() >= self._not_before_s:
+                self._due = False
                 self._refresh()
             self._failed = False
 
@@ -148,21 +171,39 @@ class Follower:
             self._changed.notify()
 
     def _is_busy(self) -> bool:
-        return self._closed or self._due or sum(len(seen.labels) for seen in self._waiting.copy()) >= TOGETHER
+        return self._closed or sum(len(seen.labels) for seen in self._waiting.copy()) >= TOGETHER
 
-    def _notify(self) -> None:
-        if len(self._waiting) == 1 or self._is_busy():
-            self._changed.notify()
+    def _together(self) -> list[Seen]:
+        """What waits at this moment, single pictures joined: numpy costs as much for one as for eight. What comes
+        meanwhile must not keep the thread from measuring."""
+        batches = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        joined = []
+        for (fingerprint, single), group in groupby(
+            batches, key=lambda seen: (seen.fingerprint, len(seen.labels) == 1)
+        ):
+            parts = list(group)
+            if single:
+                images_BHWC = np.concatenate([seen.images_BHWC for seen in parts])
+                parts = [Seen(fingerprint, images_BHWC, [seen.labels[0] for seen in parts])]
+            joined += parts
+        return joined
 
-    def _digest(self, seen: Seen) -> Due:
+    def _arrived(self, seen: Seen) -> Seen:
+        """Look at pictures that are new, in the statistics of their bundle; unchanged if that is no more in use."""
+        if seen.arrived and seen.fingerprint == self._fingerprint:
+            return seen
         if seen.fingerprint != self._fingerprint and not self._begin(seen.fingerprint):
-            return "no"
+            return seen._replace(arrived=False)
         own = self._own
         assert own is not None
-        self._other_world |= own.arrive(seen.images_BHWC)
-        due = own.take_in(seen.images_BHWC, seen.labels)  # never "no" in a new world: a new session follows
+        if own.arrive(seen.images_BHWC):
+            self._other_world, self._not_before_s = True, 0.0
         self.trust, self.domain = own.trusted(), own.domain
-        return due
+        return seen._replace(arrived=True)
+
+    def _take_in(self, seen: Seen) -> Due:
+        assert self._own is not None
+        return self._own.take_in(seen.images_BHWC, seen.labels)
 
     def _begin(self, fingerprint: str) -> bool:
         """Fresh statistics for the bundle in use; False for pictures of one before."""
@@ -180,7 +221,11 @@ class Follower:
         own, weights = self._own, self._updater.weights_of(self._fingerprint)
         if own is None or weights is None:
             return False
+        started_s, settled = self._clock(), own.settled
         own.refresh(own.in_use(*weights))
         self.trust = own.trusted()
         self._updater.renew()
+        if settled:
+            done_s = self._clock()
+            self._not_before_s = done_s + (done_s - started_s) * (1 / self._config.statistics.duty - 1)
         return True

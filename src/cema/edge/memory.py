@@ -83,16 +83,18 @@ class ClassMemory:
 def pixel_style(images_BHWC: Uint8Array) -> Float32Array:
     """How pictures look, whatever is in them, float32 [B, 6]: mean brightness, and the logarithms of contrast,
     gradient, Laplacian, Laplacian over gradient, and colour, all of the middle ``PATCH_PX`` of uint8 [B, H, W, 3]."""
-    patch = np.ascontiguousarray(_middle(images_BHWC), np.float32) / 255
-    grey = patch.mean(axis=3)
+    patch_BHWC = _middle(images_BHWC)
+    red, green, blue = (patch_BHWC[..., channel].astype(np.float32) for channel in range(3))
+    grey = (red + green + blue) * np.float32(1 / (3 * 255))
+    apart = np.square(red - green) + np.square(green - blue) + np.square(blue - red)  # nine times their variance
+    brightness_B, colour_B = _mean(grey), _mean(np.sqrt(apart)) / (3 * 255) + _FLOOR
+    contrast_B = np.sqrt(_mean(np.square(grey - brightness_B[:, None, None]))) + _FLOOR
     across, down = np.abs(np.diff(grey, axis=2)), np.abs(np.diff(grey, axis=1))
-    centre = grey[:, 1:-1, 1:-1]
     around = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
-    gradient = (_mean(across) + _mean(down)) / 2 + _FLOOR
-    laplacian = _mean(np.abs(4 * centre - around)) + _FLOOR
-    contrast, colour = grey.std(axis=(1, 2)) + _FLOOR, _mean(patch.std(axis=3)) + _FLOOR
-    logs = np.log(np.stack([contrast, gradient, laplacian, laplacian / gradient, colour], axis=1))
-    return np.concatenate([_mean(grey)[:, None], logs], axis=1).astype(np.float32)
+    gradient_B = (_mean(across) + _mean(down)) / 2 + _FLOOR
+    laplacian_B = _mean(np.abs(4 * grey[:, 1:-1, 1:-1] - around)) + _FLOOR
+    looks = contrast_B, gradient_B, laplacian_B, laplacian_B / gradient_B, colour_B
+    return np.stack([brightness_B, *map(np.log, looks)], axis=1).astype(np.float32)
 
 
 def _middle(images_BHWC: Uint8Array) -> Uint8Array:
@@ -103,4 +105,5 @@ def _middle(images_BHWC: Uint8Array) -> Uint8Array:
 
 def _mean(values_BHW: Float32Array) -> Float32Array:
     """Per picture; 0 for one too small to have any."""
-    return values_BHW.mean(axis=(1, 2)) if values_BHW.size else np.zeros(len(values_BHW), np.float32)
+    count = len(values_BHW)
+    return values_BHW.reshape(count, -1).mean(axis=1) if values_BHW.size else np.zeros(count, np.float32)

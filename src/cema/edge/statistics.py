@@ -85,7 +85,7 @@ class LocalStatistics:
 
     def arrive(self, images_BHWC: Uint8Array) -> bool:
         """Look at pictures that are about to be predicted; True if the world has changed since the last ones."""
-        self._styles_BS = pixel_style(images_BHWC)
+        self._styles_BS = pixel_style(images_BHWC[-self.settings.window :])  # the others would leave the window at once
         self._window.extend(self._styles_BS)
         if not self._has_changed():
             return False
@@ -94,20 +94,33 @@ class LocalStatistics:
         self._window.extend(self._styles_BS)
         return True
 
-    def take_in(self, images_BHWC: Uint8Array, labels: Sequence[int]) -> Due:
-        """Remember the pictures of the last ``arrive`` with their predicted labels.
+    @property
+    def settled(self) -> bool:
+        """Whether enough of this world has been seen for measurements that can wait."""
+        return self._seen >= self.settings.memory // 2
 
-        Returns whether to ``refresh``: ``now``, so that the same pictures can be answered again by statistics that know
-        them (first ones after a start or a change), or ``later``, after the answer.
+    def asks(self, count: int) -> Due:
+        """Whether ``refresh`` will be due once so many more pictures have been taken in.
+
+        ``now``: the same pictures can be answered again by statistics that know them (first ones after a start or a
+        change); ``later``: after the answer.
         """
-        known, s = self._seen, self.settings
-        self._seen += len(labels)
-        self._memory.add(list(images_BHWC), self._styles_BS, labels)
-        self._since += len(labels)
-        early = known < s.memory // 2 and self._since >= max(1, known // 2)
-        if early and len(labels) >= s.least:
+        since = self._since + count
+        early = not self.settled and since >= max(1, self._seen // 2)
+        if early and count >= self.settings.least:
             return "now"
-        return "later" if early or self._since >= self._period else "no"
+        return "later" if early or since >= self._period else "no"
+
+    def take_in(self, images_BHWC: Uint8Array, labels: Sequence[int]) -> Due:
+        """Remember the pictures of the last ``arrive`` with their predicted labels; returns what ``asks`` says of
+        them."""
+        due = self.asks(len(labels))
+        others = images_BHWC[: len(labels) - len(self._styles_BS)]
+        styles_BS = np.concatenate([pixel_style(others), self._styles_BS]) if len(others) else self._styles_BS
+        self._memory.add(list(images_BHWC), styles_BS, labels)
+        self._seen += len(labels)
+        self._since += len(labels)
+        return due
 
     def refresh(self, parameters: NormParameters) -> None:
         """Measure the memory by these weights and biases: ``latest``, mean and variance of every batch norm by name."""
@@ -157,7 +170,7 @@ class LocalStatistics:
     def _next_period(self) -> int:
         """Twice as long each time once the memory has filled: what follows tells little new."""
         s = self.settings
-        return min(2 * self._period, s.period_max) if self._seen >= s.memory // 2 else s.period
+        return min(2 * self._period, s.period_max) if self.settled else s.period
 
     def _chunks(self) -> list[Uint8Array]:
         """The pictures of the memory that are measured, in parts that one forward may have."""

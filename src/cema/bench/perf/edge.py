@@ -55,7 +55,7 @@ def overhead(sheet: Sheet, pair: PerfPair, batch: int, limit_percent: float, rou
             runtime=RuntimeConfig(threads=THREADS), selection=SelectionConfig(e_max_warmup_samples=64),
         )  # fmt: skip
         with EdgeAgent(config, bundle=pair.bundle, make_selector=ShareSelector) as agent:
-            bare, given = _bare(agent), pair.bundle.manifest.input_name
+            bare, given = bare_session(agent), pair.bundle.manifest.input_name
             contestants: dict[str, Callable[[], object]] = {
                 "bare": lambda: bare.run(None, {given: images_BHWC}), "agent": lambda: agent.predict(pictures),
             }  # fmt: skip
@@ -127,7 +127,7 @@ def swaps(sheet: Sheet, pair: PerfPair, rounds: int) -> None:
     sheet.report(f"session built for an update, {pair.edge_name}", "ms", median_ms(taken, "build"))
 
 
-def _bare(agent: EdgeAgent) -> ort.InferenceSession:
+def bare_session(agent: EdgeAgent) -> ort.InferenceSession:
     """The very session that the agent runs."""
     return agent._updater.session._session
 

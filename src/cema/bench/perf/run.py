@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cema.bench.datasets import load_dataset
-from cema.bench.perf import cloud, edge, fleet, ingest, int8, limits, start, swap, wire
+from cema.bench.perf import cloud, edge, fleet, follow, ingest, int8, limits, start, swap, wire
 from cema.bench.perf.models import PerfPair, pairs
 from cema.bench.perf.rows import PerfRow, Sheet
 from cema.cloud.adapt import Options
@@ -65,6 +65,15 @@ def _edge(sheet: Sheet, present: dict[str, PerfPair], options: PerfOptions) -> N
         edge.swaps(sheet, pair, max(rounds // 10, 2))
 
 
+def _follow(sheet: Sheet, present: dict[str, PerfPair], options: PerfOptions) -> None:
+    trials = {SMALL: ("cifar10", ((64, 3), (1, 8))), LARGE: ("imagenet", ((1, 3),))}
+    for name, pair in present.items():
+        dataset, limits_percent = trials[name]
+        stream = follow.shifted(load_dataset(dataset, options.data), pair.size)
+        for batch, limit_percent in limits_percent:
+            follow.following(sheet, pair, stream, batch, limit_percent, max(options.rounds // 2, 2))
+
+
 def _swap(sheet: Sheet, present: dict[str, PerfPair], options: PerfOptions) -> None:
     pair, turns = present.get(SMALL) or present[LARGE], max(options.rounds // 30, 1)
     for batch in (1, 16):
@@ -114,6 +123,6 @@ def _ingest(sheet: Sheet, present: dict[str, PerfPair], options: PerfOptions) ->
 
 
 SECTIONS: dict[str, Callable[[Sheet, dict[str, PerfPair], PerfOptions], None]] = {
-    "limits": _limits, "start": _start, "edge": _edge, "swap": _swap, "cloud": _cloud, "fleet": _fleet,
-    "wire": _wire, "ingest": _ingest, "int8": _int8,
+    "limits": _limits, "start": _start, "edge": _edge, "follow": _follow, "swap": _swap, "cloud": _cloud,
+    "fleet": _fleet, "wire": _wire, "ingest": _ingest, "int8": _int8,
 }  # fmt: skip
