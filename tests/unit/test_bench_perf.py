@@ -6,9 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
+from cema.bench.datasets import load_dataset
+from cema.bench.perf import follow
+from cema.bench.perf.models import PerfPair
 from cema.bench.perf.rows import Sheet
-from cema.bench.perf.run import PerfOptions, measure
+from cema.bench.perf.run import SECTIONS, PerfOptions, measure
 from cema.bench.perf.timing import median_ms, ratio, take_turns
+from cema.cli import bench_perf
 from cema.errors import ConfigError
 
 
@@ -65,3 +69,21 @@ def test_targets_are_met_missed_or_absent() -> None:
 def test_an_unknown_section_is_refused_before_anything_runs() -> None:
     with pytest.raises(ConfigError, match=r"out of limits, start, .*, int8, got speed"):
         measure(["limits", "speed"], PerfOptions(None), lambda name: None)
+
+
+def test_the_command_measures_every_section_unless_told_otherwise() -> None:
+    assert bench_perf._SECTIONS.split(",") == list(SECTIONS)
+
+
+def test_a_device_that_follows_is_measured_while_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "BLOCK_S", 0.05)
+    monkeypatch.setattr(follow, "REST_S", 0.0)
+    pair, sheet = PerfPair("digits-edge", "digits-foundation", None), Sheet("follow")
+    stream = follow.shifted(load_dataset("digits", None), pair.size)
+    assert stream.shape == (follow.PICTURES, *pair.size, 3)
+    follow.following(sheet, pair, stream, 16, 8, 3)
+    inside, whole = sheet.rows
+    assert inside.target == "<= 8"
+    assert (whole.target, whole.met) == ("", None)
+    assert "without following" in inside.detail
+    assert "measurements in 2 blocks" in whole.detail

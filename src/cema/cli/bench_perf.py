@@ -11,15 +11,13 @@ import click
 
 from cema.cli.output import emit_json, json_option
 
-_SECTIONS = "limits,start,edge,swap,cloud,fleet,wire,ingest,int8"
+_SECTIONS = "limits,start,edge,follow,swap,cloud,fleet,wire,ingest,int8"
 _MARK = {True: "met", False: "MISSED", None: ""}
 
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), help="Folder with photographs and weights [env: CEMA_DATA].")
-@click.option(
-    "--only", default="limits,start,edge,swap,cloud,fleet,wire,ingest,int8", show_default=True, metavar="A,B,..."
-)
+@click.option("--only", default=_SECTIONS, show_default=True, metavar="A,B,...")
 @click.option("--rounds", default=200, show_default=True, type=click.IntRange(1), help="Turns of each comparison; slow "
               "ones take a share.")  # fmt: skip
 @click.option("--memory", is_flag=True, help="Also watch the service for ten minutes.")
