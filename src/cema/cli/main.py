@@ -26,7 +26,7 @@ COMMANDS = {
     "user": ("cloud", "Add, list and revoke operators and readers."),
     "tls": ("cloud", "Make certificates for the cloud and its devices."),
     "group": ("cloud", "List and show groups."),
-    "update": ("cloud", "List and show published updates."),
+    "update": ("cloud", "List, show and take back published updates."),
     "doctor": (None, "Check this machine; numbered findings with a fix."),
 }
 

@@ -1,18 +1,23 @@
-"""``cema update``: the published versions of a group, read from the store."""
+"""``cema update``: the published versions of a group, read from the store, and the way back to one of them."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import click
 
 from cema.cli.output import emit_json, json_option
 from cema.cli.store import config_option, opened
-from cema.cloud.store.rows import update_as_dict
+from cema.cloud.keys import signing_key
+from cema.cloud.rollback import roll_back
+from cema.cloud.store import open_store
+from cema.cloud.store.rows import now_ms, update_as_dict
 from cema.config import ServeConfig
 
 
 @click.group()
 def update() -> None:
-    """List and show published versions."""
+    """List, show and take back published versions."""
 
 
 @update.command("list")
@@ -28,11 +33,16 @@ def list_updates(config: ServeConfig, group: str, limit: int, as_json: bool) -> 
         emit_json({"group": group, "updates": found})
         return
     for row in found:
-        origin = f"rollback of {row['rollback_of']}" if row["rollback_of"] else f"{row['samples']} samples"
         click.echo(
-            f"{row['version']}  {row['created']}  {row['method']}  {row['size_bytes']} bytes  {origin}  "
+            f"{row['version']}  {row['created']}  {row['method']}  {row['size_bytes']} bytes  {_origin(row)}  "
             f"{row['content_id'][:12]}"
         )
+
+
+def _origin(row: dict[str, Any]) -> str:
+    if row["rollback_of"] is None:
+        return f"{row['samples']} samples"
+    return f"rollback of {row['rollback_of']} to {row['restores'] or 'the source'}"
 
 
 @update.command()
@@ -50,3 +60,23 @@ def show(config: ServeConfig, group: str, version: int, as_json: bool) -> None:
         return
     for key, value in row.items():
         click.echo(f"{key:12} {', '.join(value) if isinstance(value, list) else value}")
+
+
+@update.command()
+@config_option
+@click.option("--group", required=True, help="Group that goes back.")
+@click.option("--to", required=True, type=click.IntRange(0), help="Version to restore, 0 = the source.")
+@json_option
+def rollback(config: ServeConfig, group: str, to: int, as_json: bool) -> None:
+    """Publish an older version again, as a new one: devices take it, and the group goes on learning from there."""
+    store, blobs = open_store(config)
+    try:
+        row = update_as_dict(roll_back(store, blobs, group, to, key=signing_key(config), now_ms=now_ms()))
+    finally:
+        store.close()
+    if as_json:
+        emit_json({"group": group, **row})
+        return
+    click.echo(
+        f"group {group}: version {row['version']} takes back {row['rollback_of']} and restores {to or 'the source'}"
+    )

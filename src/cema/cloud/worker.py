@@ -87,7 +87,8 @@ class Worker:
     def _controller(self, row: GroupRow) -> Controller:
         """The group's controller, from memory if it is still what the store says, else loaded."""
         known = self._controllers.get(row.name)
-        if known is not None and (known.lineage, known.checkpoint) == (row.lineage, row.checkpoint):
+        there = (row.lineage, row.revision, row.checkpoint)
+        if known is not None and (known.lineage, known.revision, known.checkpoint) == there:
             return known
         group = self.config.groups.get(row.name)
         if group is None:

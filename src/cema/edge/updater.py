@@ -239,10 +239,11 @@ class Updater:
                 "expected an update with running statistics: this bundle cannot measure its own",
                 hint="build the bundle without --int8, or use a method whose statistics are the cloud's",
             )
-        if manifest.version <= self._adapted.version and manifest.rollback_of is None:
+        have, taken_back = self._adapted.version, manifest.rollback_of
+        if manifest.version <= have and (taken_back is None or taken_back < have):
             raise UpdateContentError(
-                f"expected a version above {self._adapted.version}, got {manifest.version}",
-                hint="only a rollback may go back",
+                f"expected a version above {have}, got {manifest.version}",
+                hint="only a rollback of what this device has may go back: any other is one of before",
                 version=manifest.version,
             )
 

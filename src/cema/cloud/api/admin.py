@@ -13,7 +13,8 @@ from fastapi import APIRouter, Query, Response
 from cema.cloud.api.answers import json_answer
 from cema.cloud.api.callers import ContextOf, Operator, Reader
 from cema.cloud.api.schema import answers
-from cema.cloud.api.updates import MAX_LISTED
+from cema.cloud.api.updates import MAX_LISTED, MAX_VERSION
+from cema.cloud.rollback import roll_back
 from cema.cloud.store.rows import device_as_dict, group_as_dict, update_as_dict
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,23 @@ def updates(
 ) -> Response:
     rows = context.store.updates(group, limit)
     return json_answer({"group": group, "updates": [update_as_dict(row) for row in rows]})
+
+
+@router.post(
+    "/groups/{group}/rollback",
+    summary="Publish an older version's parameters again, as a new version",
+    responses=answers(_JSON, 401, 403, 404, 409, 422),
+)
+def rollback(
+    group: str,
+    to: Annotated[int, Query(ge=0, le=MAX_VERSION, description="Version to restore, 0 = source")],
+    user: Operator,
+    context: ContextOf,
+) -> Response:
+    """Devices take it with their next poll; the group goes on learning from these parameters."""
+    row = roll_back(context.store, context.blobs, group, to, key=context.key, now_ms=context.clock_ms())
+    log.warning("operator %s rolled group %s back to version %d", user.name, group, to)
+    return json_answer({"group": group, **update_as_dict(row)})
 
 
 @router.get("/devices", summary="Devices, of one group or all", responses=answers(_JSON, 401, 403))

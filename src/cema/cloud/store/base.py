@@ -18,7 +18,9 @@ class GroupRow:
     """State of a group. lineage: rises when a new bundle replaces the old one. latest_version: 0 = source.
 
     samples_seen: images predicted by all devices, cumulative within the lineage. ticks_done: of the schedule.
-    checkpoint: blob of the adaptation state, None before the first step. dirty: stepped since the last publication.
+    checkpoint: blob of the adaptation state, None before the first step and after a rollback. dirty: stepped since the
+    last publication. revision: rises when an operator changes what has been learned: a worker that has the group in
+    memory loads it anew.
     """
 
     name: str
@@ -34,6 +36,7 @@ class GroupRow:
     dirty: bool
     last_published_ms: int
     adaptation: str
+    revision: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,11 @@ class StoredSample:
 
 @dataclass(frozen=True)
 class UpdateRow:
-    """A published version. blob: sha256 of its bytes (= content id). samples: how many new ones it was trained on."""
+    """A published version. blob: sha256 of its bytes (= content id). samples: how many new ones it was trained on.
+
+    rollback_of: the version that it takes back; restores: the one whose parameters it has again, 0 = source. Both None
+    for a version that was learned.
+    """
 
     group: str
     version: int
@@ -95,11 +102,12 @@ class UpdateRow:
     rollback_of: int | None
     samples: int
     metrics: Mapping[str, float]
+    restores: int | None = None
 
 
 @dataclass(frozen=True)
 class NewUpdate:
-    """A version to be published: its bytes already lie in the blob store."""
+    """A version to be published: its bytes are in the blob store. rollback_of, restores: as in ``UpdateRow``."""
 
     version: int
     blob: str
@@ -108,6 +116,7 @@ class NewUpdate:
     method: str
     metrics: Mapping[str, float] = field(default_factory=dict)
     rollback_of: int | None = None
+    restores: int | None = None
 
 
 @dataclass(frozen=True)
@@ -210,6 +219,11 @@ class Store(Protocol):
 
     def commit_step(self, step: StepCommit, now_ms: int) -> None:
         """Raises ConflictError if lease, lineage or version are no longer ours: nothing is changed."""
+
+    def roll_back(self, group: str, lineage: int, update: NewUpdate, now_ms: int) -> GroupRow:
+        """Publish a rollback, and take the group back to where it was at ``update.restores``: no checkpoint, and what
+        was learned later leaves replay (its payload is deleted). Whoever holds the lease loses it, so that a step under
+        way changes nothing. Raises ConflictError if lineage or version are no longer what ``update`` was made for."""
 
     # updates
     def update(self, group: str, version: int) -> UpdateRow: ...

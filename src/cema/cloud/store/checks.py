@@ -23,12 +23,21 @@ def check_step(step: StepCommit, worker: str | None, lineage: int, latest_versio
             f"expected {step.worker} to hold the lease of {step.group}, got {worker or 'nobody'}",
             hint="drop the step; the group's next worker repeats it",
         )
-    if lineage != step.lineage:
-        raise ConflictError(
-            f"expected lineage {lineage} of {step.group}, got {step.lineage}", hint="load the group's new bundle"
-        )
-    if step.update is not None and step.update.version != latest_version + 1:
-        raise ConflictError(f"expected version {latest_version + 1} of {step.group}, got {step.update.version}")
+    check_lineage(step.group, step.lineage, lineage)
+    if step.update is not None:
+        check_version(step.group, step.update.version, latest_version)
+
+
+def check_lineage(group: str, got: int, lineage: int) -> None:
+    """Raises ConflictError if the group has got another bundle in between."""
+    if lineage != got:
+        raise ConflictError(f"expected lineage {lineage} of {group}, got {got}", hint="load the group's new bundle")
+
+
+def check_version(group: str, got: int, latest_version: int) -> None:
+    """Raises ConflictError unless this is the next version."""
+    if got != latest_version + 1:
+        raise ConflictError(f"expected version {latest_version + 1} of {group}, got {got}")
 
 
 def check_proposal(device_id: str, one_time: bool, proposed_before: bool, taken: bool) -> None:

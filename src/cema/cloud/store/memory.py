@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Concatenate, ParamSpec, TypeVar
 
-from cema.cloud.store.base import DeviceRow, GroupRow, StepCommit, StoredSample, UpdateRow, UserRow
-from cema.cloud.store.checks import base_mismatches, check_step
+from cema.cloud.store.base import DeviceRow, GroupRow, NewUpdate, StepCommit, StoredSample, UpdateRow, UserRow
+from cema.cloud.store.checks import base_mismatches, check_lineage, check_step, check_version
 from cema.cloud.store.memory_credentials import MemoryCredentials
 from cema.cloud.store.memory_group import MemoryGroup
 from cema.errors import NotFoundError
@@ -40,7 +40,6 @@ class MemoryStore:
         self._lock = threading.RLock()
         self._groups: dict[str, MemoryGroup] = {}
         self._credentials = MemoryCredentials()
-        self._boots: dict[tuple[str, bytes], tuple[int, int]] = {}  # -> samples_seen, last_seen_ms
         self._rows = 0
         self._garbage: set[str] = set()
 
@@ -59,7 +58,10 @@ class MemoryStore:
             old.row = replace(old.row, adaptation=adaptation)
             return old.public()
         lineage, version = (1, 0) if old is None else (old.row.lineage + 1, old.row.latest_version)
-        row = GroupRow(name, fingerprint, lineage, bundle_blob, version, 0, 0, 0, 0, None, False, 0, adaptation)
+        revision = 0 if old is None else old.row.revision
+        row = GroupRow(
+            name, fingerprint, lineage, bundle_blob, version, 0, 0, 0, 0, None, False, 0, adaptation, revision
+        )
         self._groups[name] = new = MemoryGroup(row)
         if old is not None:
             new.served, new.ids, new.updates = old.served, old.ids, old.updates
@@ -138,7 +140,7 @@ class MemoryStore:
     @_locked
     def add_samples(self, group: str, batch: SampleBatch, now_ms: int) -> UploadReceipt:
         found = self._find(group)
-        growth = self._account_for_boot(batch, now_ms)
+        growth = self._credentials.account_for_boot(batch, now_ms)
         fits, accepted = batch.fingerprint == found.row.fingerprint, 0
         if fits:
             found.row = replace(found.row, samples_seen=found.row.samples_seen + growth)
@@ -212,6 +214,15 @@ class MemoryStore:
         if step.update is not None:
             group.publish(step.update, now_ms)
 
+    @_locked
+    def roll_back(self, group: str, lineage: int, update: NewUpdate, now_ms: int) -> GroupRow:
+        found = self._find(group)
+        check_lineage(group, lineage, found.row.lineage)
+        check_version(group, update.version, found.row.latest_version)
+        self._discard([found.row.checkpoint])
+        found.roll_back(update, now_ms)
+        return found.public()
+
     # updates
 
     @_locked
@@ -241,10 +252,7 @@ class MemoryStore:
             for version in [v for v in group.updates if v <= group.row.latest_version - keep_versions]:
                 self._discard([group.updates.pop(version).blob])
             group.learned = {v: [i for i in ids if i in group.ids] for v, ids in group.learned.items()}
-        last_seen = {device.device_id: device.last_seen_ms for device in self._credentials.devices.values()}
-        for (device_id, boot_id), (_, at) in list(self._boots.items()):
-            if at < min(now_ms - id_memory_ms, last_seen.get(device_id, 0)):
-                del self._boots[device_id, boot_id]
+        self._credentials.forget_boots(now_ms - id_memory_ms)
         rows = [group.row for group in self._groups.values()]
         living = {row.bundle_blob for row in rows} | {row.checkpoint for row in rows}
         living |= {update.blob for group in self._groups.values() for update in group.updates.values()}
@@ -255,17 +263,6 @@ class MemoryStore:
         if name not in self._groups:
             raise NotFoundError(f"there is no group {name!r}")
         return self._groups[name]
-
-    def _account_for_boot(self, batch: SampleBatch, now_ms: int) -> int:
-        before, _ = self._boots.get((batch.device_id, batch.boot_id), (0, 0))
-        self._boots[batch.device_id, batch.boot_id] = (max(before, batch.samples_seen), now_ms)
-        devices = self._credentials.devices
-        if batch.device_id in devices:
-            device = replace(devices[batch.device_id], last_seen_ms=now_ms)
-            if batch.samples_seen >= before:
-                device = replace(device, samples_seen=batch.samples_seen, dropped=dict(batch.dropped))
-            devices[batch.device_id] = device
-        return max(0, batch.samples_seen - before)
 
     def _discard(self, blobs: Iterable[str | None]) -> None:
         self._garbage.update(blob for blob in blobs if blob is not None)

@@ -1,4 +1,7 @@
-"""Devices and users of the MemoryStore, by the sha256 of their secrets. The store's lock is held by the caller."""
+"""Devices and users of the MemoryStore, by the sha256 of their secrets, and what devices report of their boots.
+
+The store's lock is held by the caller.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,40 @@ from dataclasses import dataclass, field, replace
 from cema.cloud.store.base import DeviceRow, UserRow
 from cema.cloud.store.checks import check_proposal
 from cema.errors import ConflictError, NotFoundError
+from cema.wire.messages import SampleBatch
 
 
 @dataclass
 class MemoryCredentials:
-    """tokens, proposed: device by what it has and by what it has proposed. user_tokens: user by token."""
+    """tokens, proposed: device by what it has and by what it has proposed. user_tokens: user by token.
+
+    boots: (samples_seen, last_seen_ms) by device and boot.
+    """
 
     devices: dict[str, DeviceRow] = field(default_factory=dict)
     users: dict[str, UserRow] = field(default_factory=dict)
     tokens: dict[str, str] = field(default_factory=dict)
     proposed: dict[str, str] = field(default_factory=dict)
     user_tokens: dict[str, str] = field(default_factory=dict)
+    boots: dict[tuple[str, bytes], tuple[int, int]] = field(default_factory=dict)
+
+    def account_for_boot(self, batch: SampleBatch, now_ms: int) -> int:
+        """Take over a report; returns by how many images it is ahead of the last one of its boot (never < 0)."""
+        before, _ = self.boots.get((batch.device_id, batch.boot_id), (0, 0))
+        self.boots[batch.device_id, batch.boot_id] = (max(before, batch.samples_seen), now_ms)
+        if batch.device_id in self.devices:
+            device = replace(self.devices[batch.device_id], last_seen_ms=now_ms)
+            if batch.samples_seen >= before:
+                device = replace(device, samples_seen=batch.samples_seen, dropped=dict(batch.dropped))
+            self.devices[batch.device_id] = device
+        return max(0, batch.samples_seen - before)
+
+    def forget_boots(self, before_ms: int) -> None:
+        """A device's last boot stays, however old: it may go on counting where it was."""
+        last_seen = {device.device_id: device.last_seen_ms for device in self.devices.values()}
+        for (device_id, boot_id), (_, at) in list(self.boots.items()):
+            if at < min(before_ms, last_seen.get(device_id, 0)):
+                del self.boots[device_id, boot_id]
 
     def enrol(self, device: DeviceRow, token_sha256: str) -> DeviceRow:
         old = self.devices.get(device.device_id)

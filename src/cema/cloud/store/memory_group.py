@@ -41,9 +41,7 @@ class MemoryGroup:
             del self.replay[row_id]
 
     def publish(self, new: NewUpdate, now_ms: int) -> None:
-        """Samples used since the last version are the lineage of this one; a rollback learned nothing."""
-        if new.rollback_of is not None and new.version in self.learned:
-            self.learned[new.version + 1] = self.learned.pop(new.version)
+        """Samples used since the last version are the lineage of this one."""
         self.updates[new.version] = UpdateRow(
             group=self.row.name,
             version=new.version,
@@ -56,8 +54,19 @@ class MemoryGroup:
             rollback_of=new.rollback_of,
             samples=len(self.learned.get(new.version, ())),
             metrics=dict(new.metrics),
+            restores=new.restores,
         )
         self.row = replace(self.row, dirty=False, latest_version=new.version, last_published_ms=now_ms)
+
+    def roll_back(self, new: NewUpdate, now_ms: int) -> None:
+        """Back to where the group was at ``new.restores``."""
+        assert new.restores is not None
+        self.learned.pop(new.version, None)  # used since the last version: that learning is thrown away
+        kept = {sample_id for version, ids in self.learned.items() if version <= new.restores for sample_id in ids}
+        self.replay = {row: sample for row, sample in self.replay.items() if sample.sample_id in kept}
+        self.publish(new, now_ms)
+        self.row = replace(self.row, checkpoint=None, revision=self.row.revision + 1)
+        self.worker, self.lease_until_ms = None, 0
 
 
 def _check_rows(wanted: Sequence[int], there: Collection[int], state: str) -> None:

@@ -29,6 +29,7 @@ def update_as_dict(row: UpdateRow) -> dict[str, Any]:
         "method": row.method,
         "fingerprint": row.fingerprint,
         "rollback_of": row.rollback_of,
+        "restores": row.restores,
         "samples": row.samples,
         "metrics": dict(row.metrics),
         "signature": row.signature,

@@ -16,7 +16,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import SQLAlchemyError
 
 from cema.cloud.store import sql_credentials, sql_samples, sql_updates, sql_work
-from cema.cloud.store.base import DeviceRow, GroupRow, StepCommit, StoredSample, UpdateRow, UserRow
+from cema.cloud.store.base import DeviceRow, GroupRow, NewUpdate, StepCommit, StoredSample, UpdateRow, UserRow
 from cema.cloud.store.migrate import migrate
 from cema.cloud.store.sql_tables import as_device, as_group, find_group, group_rows, groups
 from cema.errors import NotFoundError, StorageError
@@ -86,7 +86,7 @@ class SqlStore:
             if old["fingerprint"] != fingerprint:
                 sql_work.end_lineage(connection, old)
                 fresh = _new_group(name, fingerprint, bundle_blob, adaptation)
-                kept = {"latest_version", "served"}
+                kept = {"latest_version", "served", "revision"}
                 changes = {key: value for key, value in fresh.items() if key not in kept}
                 changes["lineage"] = old["lineage"] + 1
             connection.execute(update(groups).where(groups.c.name == name).values(changes))
@@ -197,6 +197,10 @@ class SqlStore:
         with self._write() as connection:
             sql_work.commit_step(connection, step, now_ms)
 
+    def roll_back(self, group: str, lineage: int, update: NewUpdate, now_ms: int) -> GroupRow:
+        with self._write() as connection:
+            return sql_work.roll_back(connection, group, lineage, update, now_ms)
+
     # updates
 
     def update(self, group: str, version: int) -> UpdateRow:
@@ -235,6 +239,7 @@ def _new_group(name: str, fingerprint: str, bundle_blob: str, adaptation: str) -
         "worker": None,
         "lease_until_ms": 0,
         "served": 0,
+        "revision": 0,
     }
 
 

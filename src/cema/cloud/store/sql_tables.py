@@ -52,6 +52,7 @@ groups = Table(
     Column("worker", String),  # who holds the lease, None = free
     Column("lease_until_ms", BigInteger, nullable=False),
     Column("served", BigInteger, nullable=False),  # rises with every claim: the lowest is served next
+    Column("revision", Integer, nullable=False, server_default="0"),
 )
 
 devices = Table(
@@ -130,6 +131,7 @@ updates = Table(
     Column("rollback_of", Integer),
     Column("samples", Integer, nullable=False),
     Column("metrics", JSON, nullable=False),
+    Column("restores", Integer),
 )
 
 garbage = Table("garbage", metadata, Column("blob", String, primary_key=True))

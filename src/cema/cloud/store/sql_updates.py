@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, RowMapping, delete, exists, func, insert, select, union, update
+from sqlalchemy import Connection, RowMapping, delete, exists, func, insert, select, union
 
 from cema.cloud.store.base import NewUpdate, UpdateRow
 from cema.cloud.store.sql_tables import (
@@ -49,10 +49,8 @@ def learned_from(connection: Connection, group: str, version: int) -> list[bytes
 
 
 def publish(connection: Connection, group: RowMapping, new: NewUpdate, now_ms: int) -> None:
-    """Insert the row of a version. Samples used since the last one are its lineage; a rollback learned nothing."""
+    """Insert the row of a version. Samples used since the last one are its lineage."""
     learned = (samples.c.group_name == group["name"]) & (samples.c.version == new.version)
-    if new.rollback_of is not None:
-        connection.execute(update(samples).where(learned).values(version=new.version + 1))
     count = connection.execute(select(func.count()).select_from(samples).where(learned)).scalar_one()
     connection.execute(
         insert(updates).values(
@@ -67,6 +65,7 @@ def publish(connection: Connection, group: RowMapping, new: NewUpdate, now_ms: i
             rollback_of=new.rollback_of,
             samples=count,
             metrics=dict(new.metrics),
+            restores=new.restores,
         )
     )
 
