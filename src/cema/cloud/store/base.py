@@ -20,7 +20,7 @@ class GroupRow:
     samples_seen: images predicted by all devices, cumulative within the lineage. ticks_done: of the schedule.
     checkpoint: blob of the adaptation state, None before the first step and after a rollback. dirty: stepped since the
     last publication. revision: rises when an operator changes what has been learned: a worker that has the group in
-    memory loads it anew.
+    memory loads it anew. adaptation: on | off, as configured. paused_ms: since when an operator has it switched off.
     """
 
     name: str
@@ -37,6 +37,12 @@ class GroupRow:
     last_published_ms: int
     adaptation: str
     revision: int = 0
+    paused_ms: int | None = None
+
+    @property
+    def adapting(self) -> bool:
+        """Whether both configuration and operators want the group to adapt."""
+        return self.adaptation == "on" and self.paused_ms is None
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class DeviceRow:
     """An enrolled device. samples_seen, dropped: as last reported. last_seen_ms: 0 = never.
 
     token_expires_ms: end of the one-time token that it still has to exchange, None = it has a key. rotate: it has been
-    asked to take a new one.
+    asked to take a new one. paused_ms: since when an operator has switched it off.
     """
 
     device_id: str
@@ -56,6 +62,7 @@ class DeviceRow:
     dropped: Mapping[str, int]
     token_expires_ms: int | None = None
     rotate: bool = False
+    paused_ms: int | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +160,10 @@ class Store(Protocol):
 
     def groups(self) -> list[GroupRow]: ...
 
+    def pause(self, group: str, paused: bool, now_ms: int) -> GroupRow:
+        """Switch adaptation of a group off or on, whatever its configuration says. Whoever holds the lease loses it: no
+        version comes after this. The same again changes nothing."""
+
     def latest_versions(self) -> dict[str, int]:
         """Latest version of every group, cheap: the long poll looks here."""
 
@@ -182,6 +193,9 @@ class Store(Protocol):
     def ask_rotation(self, device_id: str) -> DeviceRow:
         """Note that a device shall take a new key; forgotten once it has. Revoked ones are not found."""
 
+    def pause_device(self, device_id: str, paused: bool, now_ms: int) -> DeviceRow:
+        """As ``pause``, for one device: it runs the source and uploads nothing. Revoked ones are not found."""
+
     # users
     def add_user(self, name: str, role: str, token_sha256: str, now_ms: int) -> UserRow:
         """Raises ConflictError if the user exists and is not revoked."""
@@ -209,7 +223,7 @@ class Store(Protocol):
         self, worker: str, now_ms: int, *, lease_ms: int, tick_images: int, publish_interval_ms: int
     ) -> GroupRow | None:
         """Lease one group that has a tick due (samples_seen // tick_images > ticks_done), or is dirty and was last
-        published at least publish_interval_ms ago; not under a living lease (not even its own), adaptation on.
+        published at least publish_interval_ms ago; not under a living lease (not even its own), adapting.
         Least recently served first."""
 
     def renew(self, group: str, worker: str, now_ms: int, lease_ms: int) -> bool:

@@ -58,12 +58,10 @@ class MemoryStore:
             old.row = replace(old.row, adaptation=adaptation)
             return old.public()
         lineage, version = (1, 0) if old is None else (old.row.lineage + 1, old.row.latest_version)
-        revision = 0 if old is None else old.row.revision
-        row = GroupRow(
-            name, fingerprint, lineage, bundle_blob, version, 0, 0, 0, 0, None, False, 0, adaptation, revision
-        )
+        row = GroupRow(name, fingerprint, lineage, bundle_blob, version, 0, 0, 0, 0, None, False, 0, adaptation)
         self._groups[name] = new = MemoryGroup(row)
         if old is not None:
+            new.row = replace(row, revision=old.row.revision, paused_ms=old.row.paused_ms)
             new.served, new.ids, new.updates = old.served, old.ids, old.updates
             new.learned = {v: ids for v, ids in old.learned.items() if v <= version}
             self._discard([old.row.bundle_blob, old.row.checkpoint])
@@ -76,6 +74,12 @@ class MemoryStore:
     @_locked
     def groups(self) -> list[GroupRow]:
         return [self._groups[name].public() for name in sorted(self._groups)]
+
+    @_locked
+    def pause(self, group: str, paused: bool, now_ms: int) -> GroupRow:
+        found = self._find(group)
+        found.pause(paused, now_ms)
+        return found.public()
 
     @_locked
     def latest_versions(self) -> dict[str, int]:
@@ -116,6 +120,10 @@ class MemoryStore:
     @_locked
     def ask_rotation(self, device_id: str) -> DeviceRow:
         return self._credentials.ask_rotation(device_id)
+
+    @_locked
+    def pause_device(self, device_id: str, paused: bool, now_ms: int) -> DeviceRow:
+        return self._credentials.pause(device_id, paused, now_ms)
 
     # users
 
@@ -181,7 +189,7 @@ class MemoryStore:
             tick_due = row.samples_seen // tick_images > row.ticks_done
             publication_due = row.dirty and row.last_published_ms <= now_ms - publish_interval_ms
             free = group.worker is None or group.lease_until_ms <= now_ms
-            if row.adaptation == "on" and (tick_due or publication_due) and free:
+            if row.adapting and (tick_due or publication_due) and free:
                 group.worker, group.lease_until_ms = worker, now_ms + lease_ms
                 group.served = max(g.served for g in self._groups.values()) + 1
                 return group.public()

@@ -81,10 +81,13 @@ class MemoryCredentials:
         return device
 
     def ask_rotation(self, device_id: str) -> DeviceRow:
-        device = self._device(device_id)
-        if device.revoked_ms is not None:
-            raise NotFoundError(f"there is no device {device_id!r}")
-        self.devices[device_id] = replace(device, rotate=True)
+        self.devices[device_id] = replace(self._living(device_id), rotate=True)
+        return self.devices[device_id]
+
+    def pause(self, device_id: str, paused: bool, now_ms: int) -> DeviceRow:
+        device = self._living(device_id)
+        if paused != (device.paused_ms is not None):
+            self.devices[device_id] = replace(device, paused_ms=now_ms if paused else None)
         return self.devices[device_id]
 
     def add_user(self, user: UserRow, token_sha256: str) -> UserRow:
@@ -111,6 +114,12 @@ class MemoryCredentials:
         if device_id not in self.devices:
             raise NotFoundError(f"there is no device {device_id!r}")
         return self.devices[device_id]
+
+    def _living(self, device_id: str) -> DeviceRow:
+        device = self._device(device_id)
+        if device.revoked_ms is not None:
+            raise NotFoundError(f"there is no device {device_id!r}")
+        return device
 
     def _known(self, token_sha256: str) -> DeviceRow | None:
         device = self.devices.get(self.tokens.get(token_sha256) or self.proposed.get(token_sha256, ""))

@@ -58,6 +58,13 @@ class MemoryGroup:
         )
         self.row = replace(self.row, dirty=False, latest_version=new.version, last_published_ms=now_ms)
 
+    def pause(self, paused: bool, now_ms: int) -> None:
+        """Switch off or on; whoever holds the lease loses it."""
+        if paused != (self.row.paused_ms is not None):
+            self.row = replace(self.row, paused_ms=now_ms if paused else None)
+            if paused:
+                self.worker, self.lease_until_ms = None, 0
+
     def roll_back(self, new: NewUpdate, now_ms: int) -> None:
         """Back to where the group was at ``new.restores``."""
         assert new.restores is not None

@@ -86,7 +86,7 @@ class SqlStore:
             if old["fingerprint"] != fingerprint:
                 sql_work.end_lineage(connection, old)
                 fresh = _new_group(name, fingerprint, bundle_blob, adaptation)
-                kept = {"latest_version", "served", "revision"}
+                kept = {"latest_version", "served", "revision", "paused_ms"}
                 changes = {key: value for key, value in fresh.items() if key not in kept}
                 changes["lineage"] = old["lineage"] + 1
             connection.execute(update(groups).where(groups.c.name == name).values(changes))
@@ -99,6 +99,10 @@ class SqlStore:
     def groups(self) -> list[GroupRow]:
         with self._read() as connection:
             return [as_group(row) for row in connection.execute(group_rows.order_by(groups.c.name)).mappings()]
+
+    def pause(self, group: str, paused: bool, now_ms: int) -> GroupRow:
+        with self._write() as connection:
+            return sql_work.pause(connection, group, paused, now_ms)
 
     def latest_versions(self) -> dict[str, int]:
         with self._read() as connection:
@@ -140,6 +144,10 @@ class SqlStore:
     def ask_rotation(self, device_id: str) -> DeviceRow:
         with self._write() as connection:
             return sql_credentials.ask_rotation(connection, device_id)
+
+    def pause_device(self, device_id: str, paused: bool, now_ms: int) -> DeviceRow:
+        with self._write() as connection:
+            return sql_credentials.pause(connection, device_id, paused, now_ms)
 
     # users
 
@@ -240,6 +248,7 @@ def _new_group(name: str, fingerprint: str, bundle_blob: str, adaptation: str) -
         "lease_until_ms": 0,
         "served": 0,
         "revision": 0,
+        "paused_ms": None,
     }
 
 

@@ -30,6 +30,7 @@ def enrol(
         "token_expires_ms": token_expires_ms,
         "next_sha256": None,
         "rotate": False,
+        "paused_ms": None,
     }
     find_group(connection, group)
     old = _device(connection, device_id)
@@ -91,10 +92,14 @@ def changed_ms(connection: Connection) -> int:
 
 
 def ask_rotation(connection: Connection, device_id: str) -> DeviceRow:
-    row = _device(connection, device_id)
-    if row is None or row["revoked_ms"] is not None:
-        raise _unknown_device(device_id)
+    _living(connection, device_id)
     _change(connection, device_id, {"rotate": True})
+    return _found(connection, device_id)
+
+
+def pause(connection: Connection, device_id: str, paused: bool, now_ms: int) -> DeviceRow:
+    if paused != (_living(connection, device_id)["paused_ms"] is not None):
+        _change(connection, device_id, {"paused_ms": now_ms if paused else None})
     return _found(connection, device_id)
 
 
@@ -146,6 +151,13 @@ def _taken(connection: Connection, sha256: str) -> bool:
 
 def _device(connection: Connection, device_id: str) -> RowMapping | None:
     return connection.execute(select(devices).where(devices.c.device_id == device_id)).mappings().one_or_none()
+
+
+def _living(connection: Connection, device_id: str) -> RowMapping:
+    row = _device(connection, device_id)
+    if row is None or row["revoked_ms"] is not None:
+        raise _unknown_device(device_id)
+    return row
 
 
 def _found(connection: Connection, device_id: str) -> DeviceRow:

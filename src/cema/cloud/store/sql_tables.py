@@ -53,6 +53,7 @@ groups = Table(
     Column("lease_until_ms", BigInteger, nullable=False),
     Column("served", BigInteger, nullable=False),  # rises with every claim: the lowest is served next
     Column("revision", Integer, nullable=False, server_default="0"),
+    Column("paused_ms", BigInteger),
 )
 
 devices = Table(
@@ -69,6 +70,7 @@ devices = Table(
     Column("token_expires_ms", BigInteger),  # of a one-time token; None: token_sha256 is that of a key
     Column("next_sha256", String),  # of the key that replaces token_sha256 as soon as it is used
     Column("rotate", Boolean, nullable=False, server_default=false()),
+    Column("paused_ms", BigInteger),
     Index("ix_devices_next_sha256", "next_sha256", unique=True),
 )
 

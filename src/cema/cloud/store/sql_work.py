@@ -26,7 +26,7 @@ def due(now_ms: int, tick_images: int, publish_interval_ms: int) -> Select[Any]:
     free = column.worker.is_(None) | (column.lease_until_ms <= now_ms)
     return (
         select(column.name)
-        .where(column.adaptation == "on", or_(tick_due, publication_due), free)
+        .where(column.adaptation == "on", column.paused_ms.is_(None), or_(tick_due, publication_due), free)
         .order_by(column.served, column.name)
         .limit(1)
     )
@@ -69,6 +69,14 @@ def commit_step(connection: Connection, step: StepCommit, now_ms: int) -> None:
         publish(connection, group, step.update, now_ms)
         changes |= {"dirty": False, "latest_version": step.update.version, "last_published_ms": now_ms}
     connection.execute(update(groups).where(groups.c.name == step.group).values(changes))
+
+
+def pause(connection: Connection, name: str, paused: bool, now_ms: int) -> GroupRow:
+    group = find_group(connection, name)
+    if paused != (group["paused_ms"] is not None):
+        changes = {"paused_ms": now_ms, "worker": None, "lease_until_ms": 0} if paused else {"paused_ms": None}
+        connection.execute(update(groups).where(groups.c.name == name).values(changes))
+    return as_group(find_group(connection, name))
 
 
 def roll_back(connection: Connection, name: str, lineage: int, new: NewUpdate, now_ms: int) -> GroupRow:
