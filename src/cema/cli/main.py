@@ -26,7 +26,7 @@ COMMANDS = {
     "user": ("cloud", "Add, list and revoke operators and readers."),
     "tls": ("cloud", "Make certificates for the cloud and its devices."),
     "group": ("cloud", "List and show groups, switch them off and on."),
-    "update": ("cloud", "List, show and take back published updates."),
+    "update": ("cloud", "List, show, take back and carry published updates."),
     "doctor": (None, "Check this machine; numbered findings with a fix."),
 }
 
