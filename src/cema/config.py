@@ -160,10 +160,12 @@ class WorkerConfig(Section, frozen=True, kw_only=True):
 
 
 class RetentionConfig(Section, frozen=True, kw_only=True):
-    """How long the cloud keeps what it no longer needs for training."""
+    """How long the cloud keeps what it no longer needs for training, and at most what it trains on."""
 
     id_memory_s: Seconds = 8 * 86_400  # sample ids against duplicates: the outbox's expiry plus a day
     keep_versions: Count = 1000  # updates per group that stay downloadable
+    sample_age_s: Annotated[float, Meta(ge=0, le=86_400 * 3650)] = 0  # older pictures go, to the hour; 0 = never
+    samples_per_group: Annotated[int, Meta(ge=0, le=100_000_000)] = 0  # the oldest go beyond, to the hour; 0 = no limit
 
 
 class GroupConfig(Section, frozen=True, kw_only=True):

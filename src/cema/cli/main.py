@@ -27,6 +27,7 @@ COMMANDS = {
     "tls": ("cloud", "Make certificates for the cloud and its devices."),
     "group": ("cloud", "List and show groups, switch them off and on."),
     "update": ("cloud", "List, show, take back and carry published updates."),
+    "sample": ("cloud", "Delete what devices uploaded."),
     "doctor": (None, "Check this machine; numbered findings with a fix."),
 }
 

@@ -38,7 +38,7 @@ def list_updates(config: ServeConfig, group: str, limit: int, as_json: bool) -> 
     for row in found:
         click.echo(
             f"{row['version']}  {row['created']}  {row['method']}  {row['size_bytes']} bytes  {_origin(row)}  "
-            f"{row['content_id'][:12]}"
+            f"{row['content_id'][:12]}{_marks(row)}"
         )
 
 
@@ -46,6 +46,10 @@ def _origin(row: dict[str, Any]) -> str:
     if row["rollback_of"] is None:
         return f"{row['samples']} samples"
     return f"rollback of {row['rollback_of']} to {row['restores'] or 'the source'}"
+
+
+def _marks(row: dict[str, Any]) -> str:
+    return f"  learned from {row['deleted_samples']} deleted samples" if row["deleted_samples"] else ""
 
 
 @update.command()
@@ -64,7 +68,7 @@ def show(config: ServeConfig, group: str, version: int, as_json: bool) -> None:
         emit_json({"group": group, **row})
         return
     for key, value in row.items():
-        click.echo(f"{key:12} {', '.join(value) if isinstance(value, list) else value}")
+        click.echo(f"{key:15} {', '.join(value) if isinstance(value, list) else value}")
 
 
 @update.command()

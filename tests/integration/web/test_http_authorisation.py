@@ -76,6 +76,7 @@ OF_PEOPLE = {
     ("POST", "/v1/admin/devices/{name}/rotate"): Cell(CHANGE, "/v1/admin/devices/cam/rotate"),
     ("POST", "/v1/admin/devices/{name}/pause"): Cell(CHANGE, "/v1/admin/devices/cam/pause"),
     ("POST", "/v1/admin/devices/{name}/resume"): Cell(CHANGE, "/v1/admin/devices/cam/resume"),
+    ("POST", "/v1/admin/devices/{name}/delete-samples"): Cell(CHANGE, "/v1/admin/devices/cam/delete-samples?group=g"),
     ("GET", "/metrics"): Cell(LOOK, "/metrics"),
 }
 

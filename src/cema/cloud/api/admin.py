@@ -106,6 +106,19 @@ def resume_device(name: str, user: Operator, context: ContextOf) -> Response:
     return json_answer(_switched_device(context, name, user.name, paused=False))
 
 
+@router.post(
+    "/devices/{name}/delete-samples",
+    summary="Delete what a device uploaded",
+    responses=answers(_JSON, 401, 403, 404),
+)
+def delete_samples(name: str, user: Operator, context: ContextOf, group: str | None = None) -> Response:
+    """Pictures that wait and pictures in replay, of one group or all; no worker trains on them any more. Versions that
+    learned from them say so."""
+    counts = context.store.delete_samples(name, group)
+    log.warning("operator %s deleted %d samples of device %s", user.name, sum(counts.values()), name)
+    return json_answer({"device_id": name, "deleted": counts})
+
+
 def _switched(context: Context, group: str, user: str, *, paused: bool) -> dict[str, Any]:
     row = context.store.pause(group, paused, context.clock_ms())
     log.warning("operator %s switched group %s %s", user, group, "off" if paused else "on")

@@ -95,7 +95,8 @@ class UpdateRow:
     """A published version. blob: sha256 of its bytes (= content id). samples: how many new ones it was trained on.
 
     rollback_of: the version that it takes back; restores: the one whose parameters it has again, 0 = source. Both None
-    for a version that was learned.
+    for a version that was learned. deleted_samples: how many of those that it, or what it goes back to, learned from
+    were deleted since on somebody's wish.
     """
 
     group: str
@@ -110,6 +111,7 @@ class UpdateRow:
     samples: int
     metrics: Mapping[str, float]
     restores: int | None = None
+    deleted_samples: int = 0
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,17 @@ class Store(Protocol):
 
     def replay(self, group: str, after_row: int = 0) -> list[StoredSample]:
         """Samples in replay with row_id > after_row, in order."""
+
+    def delete_samples(self, device_id: str, group: str | None = None) -> dict[str, int]:
+        """Delete the pictures of a device, of one group or all, for good, and forget whose the samples were. Returns
+        how many it was by group, groups without any left out. Versions that learned from one of them say so from now
+        on (``UpdateRow.deleted_samples``), and so will those that go on from there. The random ids are remembered as
+        usual, so that a late repetition brings nothing back. Whoever holds the lease of such a group loses it.
+        Raises NotFoundError for an unknown device or group."""
+
+    def expire_samples(self, before_ms: int, keep: int) -> dict[str, int]:
+        """Delete the pictures of samples that came before ``before_ms``, and of all but the newest ``keep`` of each
+        group. Returns how many it was, as ``delete_samples``; whoever holds the lease of such a group loses it."""
 
     # work
     def claim(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from cema.cloud.store.base import StepCommit
+from collections.abc import Iterable, Mapping
+
+from cema.cloud.store.base import StepCommit, UpdateRow
 from cema.errors import BaseMismatchError, ConflictError, EnrolmentError
 from cema.wire.messages import Rejection, SampleBatch
 
@@ -49,3 +51,22 @@ def check_proposal(device_id: str, one_time: bool, proposed_before: bool, taken:
         )
     if taken:
         raise ConflictError("expected a key that nobody else has", hint="make one from 32 random bytes")
+
+
+def descendants(updates: Iterable[UpdateRow], learned: Mapping[int, int]) -> dict[int, int]:
+    """How many of some samples each version has learned from, itself or through what it goes back to.
+
+    updates: of one group, in any order. learned: how many each version was the first to learn from.
+    """
+    found: dict[int, int] = {}
+    fingerprints: dict[int, str] = {}
+    for update in sorted(updates, key=lambda update: update.version):
+        parent = update.version - 1 if update.restores is None else update.restores
+        inherited = 0
+        if parent in found:
+            inherited = found[parent] if fingerprints[parent] == update.fingerprint else 0
+        elif parent:  # forgotten: perhaps of another bundle, but rather a mark too many than one that is missing
+            inherited = sum(count for version, count in learned.items() if version <= parent)
+        found[update.version] = inherited + (learned.get(update.version, 0) if update.restores is None else 0)
+        fingerprints[update.version] = update.fingerprint
+    return found

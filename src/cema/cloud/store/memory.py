@@ -1,7 +1,6 @@
 """MemoryStore and MemoryBlobs: the contract in one process, for the benchmark's lock-step simulator and for tests.
 
-Nothing survives the process. One lock makes every method a transaction; a step is checked completely before the
-first change.
+Nothing survives it. One lock makes every method a transaction; a step is checked completely before the first change.
 """
 
 from __future__ import annotations
@@ -64,6 +63,7 @@ class MemoryStore:
             new.row = replace(row, revision=old.row.revision, paused_ms=old.row.paused_ms)
             new.served, new.ids, new.updates = old.served, old.ids, old.updates
             new.learned = {v: ids for v, ids in old.learned.items() if v <= version}
+            new.owners, new.deleted = old.owners, old.deleted
             self._discard([old.row.bundle_blob, old.row.checkpoint])
         return new.public()
 
@@ -178,6 +178,18 @@ class MemoryStore:
     def replay(self, group: str, after_row: int = 0) -> list[StoredSample]:
         return [sample for row, sample in sorted(self._find(group).replay.items()) if row > after_row]
 
+    @_locked
+    def delete_samples(self, device_id: str, group: str | None = None) -> dict[str, int]:
+        self._credentials.find(device_id)
+        names = self._groups if group is None else [group]
+        counts = ((name, self._find(name).delete_of_device(device_id)) for name in names)
+        return {name: count for name, count in counts if count}
+
+    @_locked
+    def expire_samples(self, before_ms: int, keep: int) -> dict[str, int]:
+        counts = ((name, found.expire(before_ms, keep)) for name, found in self._groups.items())
+        return {name: count for name, count in counts if count}
+
     # work
 
     @_locked
@@ -185,11 +197,7 @@ class MemoryStore:
         self, worker: str, now_ms: int, *, lease_ms: int, tick_images: int, publish_interval_ms: int
     ) -> GroupRow | None:
         for group in sorted(self._groups.values(), key=lambda group: (group.served, group.row.name)):
-            row = group.row
-            tick_due = row.samples_seen // tick_images > row.ticks_done
-            publication_due = row.dirty and row.last_published_ms <= now_ms - publish_interval_ms
-            free = group.worker is None or group.lease_until_ms <= now_ms
-            if row.adapting and (tick_due or publication_due) and free:
+            if group.due(now_ms, tick_images, publish_interval_ms):
                 group.worker, group.lease_until_ms = worker, now_ms + lease_ms
                 group.served = max(g.served for g in self._groups.values()) + 1
                 return group.public()
@@ -255,11 +263,7 @@ class MemoryStore:
     @_locked
     def forget(self, now_ms: int, *, id_memory_ms: int, keep_versions: int) -> list[str]:
         for group in self._groups.values():
-            kept = {sample.sample_id for sample in (*group.pending.values(), *group.replay.values())}
-            group.ids = {i: at for i, at in group.ids.items() if i in kept or at >= now_ms - id_memory_ms}
-            for version in [v for v in group.updates if v <= group.row.latest_version - keep_versions]:
-                self._discard([group.updates.pop(version).blob])
-            group.learned = {v: [i for i in ids if i in group.ids] for v, ids in group.learned.items()}
+            self._discard(group.forget(now_ms - id_memory_ms, keep_versions))
         self._credentials.forget_boots(now_ms - id_memory_ms)
         rows = [group.row for group in self._groups.values()]
         living = {row.bundle_blob for row in rows} | {row.checkpoint for row in rows}

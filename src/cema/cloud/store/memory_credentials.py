@@ -55,7 +55,7 @@ class MemoryCredentials:
         return device
 
     def revoke(self, device_id: str, now_ms: int) -> DeviceRow:
-        device = self._device(device_id)
+        device = self.find(device_id)
         if device.revoked_ms is None:
             self.devices[device_id] = device = replace(device, revoked_ms=now_ms)
         return device
@@ -110,13 +110,13 @@ class MemoryCredentials:
         user = self.users.get(self.user_tokens.get(token_sha256, ""))
         return None if user is None or user.revoked_ms is not None else user
 
-    def _device(self, device_id: str) -> DeviceRow:
+    def find(self, device_id: str) -> DeviceRow:
         if device_id not in self.devices:
             raise NotFoundError(f"there is no device {device_id!r}")
         return self.devices[device_id]
 
     def _living(self, device_id: str) -> DeviceRow:
-        device = self._device(device_id)
+        device = self.find(device_id)
         if device.revoked_ms is not None:
             raise NotFoundError(f"there is no device {device_id!r}")
         return device

@@ -31,6 +31,7 @@ def update_as_dict(row: UpdateRow) -> dict[str, Any]:
         "rollback_of": row.rollback_of,
         "restores": row.restores,
         "samples": row.samples,
+        "deleted_samples": row.deleted_samples,
         "metrics": dict(row.metrics),
         "signature": row.signature,
     }

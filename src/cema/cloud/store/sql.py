@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, insert, select,
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import SQLAlchemyError
 
-from cema.cloud.store import sql_credentials, sql_samples, sql_updates, sql_work
+from cema.cloud.store import sql_credentials, sql_deletion, sql_samples, sql_updates, sql_work
 from cema.cloud.store.base import DeviceRow, GroupRow, NewUpdate, StepCommit, StoredSample, UpdateRow, UserRow
 from cema.cloud.store.migrate import migrate
 from cema.cloud.store.sql_tables import as_device, as_group, find_group, group_rows, groups
@@ -72,6 +72,15 @@ class SqlStore:
                 yield connection
         except SQLAlchemyError as error:
             raise _storage_error(error) from error
+
+    def _truncate_log(self) -> None:
+        """What was deleted is in the write-ahead log as well, until that is written back and cut."""
+        with self._write_lock:
+            raw = self._engine.raw_connection()
+            try:
+                raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                raw.close()
 
     # groups
 
@@ -180,6 +189,19 @@ class SqlStore:
     def replay(self, group: str, after_row: int = 0) -> list[StoredSample]:
         with self._read() as connection:
             return sql_samples.replay(connection, group, after_row)
+
+    def delete_samples(self, device_id: str, group: str | None = None) -> dict[str, int]:
+        with self._write() as connection:
+            # nothing of the pictures may be left in the pages of the file that are free now
+            connection.exec_driver_sql("PRAGMA secure_delete = ON")
+            counts = sql_deletion.delete_of_device(connection, device_id, group)
+            connection.exec_driver_sql("PRAGMA secure_delete = OFF")
+        self._truncate_log()
+        return counts
+
+    def expire_samples(self, before_ms: int, keep: int) -> dict[str, int]:
+        with self._write() as connection:
+            return sql_deletion.expire(connection, before_ms, keep)
 
     # work
 

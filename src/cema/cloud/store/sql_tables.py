@@ -2,7 +2,7 @@
 
 ``migrations/versions`` creates them; a contract test compares both. Payloads have their own table, so that a change
 of a sample's state never rewrites its image. A sample's life: pending -> replay -> gone; the row of a gone sample
-remembers its id until ``forget``.
+remembers its id until ``forget``. One that was deleted on somebody's wish is ``deleted`` instead, and nobody's.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sqlalchemy import (
 from cema.cloud.store.base import DeviceRow, GroupRow, UpdateRow, UserRow
 from cema.errors import NotFoundError
 
-PENDING, REPLAY, GONE = "pending", "replay", "gone"
+PENDING, REPLAY, GONE, DELETED = "pending", "replay", "gone", "deleted"
 
 metadata = MetaData()
 
@@ -134,6 +134,7 @@ updates = Table(
     Column("samples", Integer, nullable=False),
     Column("metrics", JSON, nullable=False),
     Column("restores", Integer),
+    Column("deleted_samples", Integer, nullable=False, server_default="0"),
 )
 
 garbage = Table("garbage", metadata, Column("blob", String, primary_key=True))

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, RowMapping, delete, exists, func, insert, sel
 
 from cema.cloud.store.base import NewUpdate, UpdateRow
 from cema.cloud.store.sql_tables import (
+    DELETED,
     GONE,
     as_update,
     boots,
@@ -66,8 +67,20 @@ def publish(connection: Connection, group: RowMapping, new: NewUpdate, now_ms: i
             samples=count,
             metrics=dict(new.metrics),
             restores=new.restores,
+            deleted_samples=_deleted(connection, group, new),
         )
     )
+
+
+def _deleted(connection: Connection, group: RowMapping, new: NewUpdate) -> int:
+    """What the version that this one goes back to has learned from and is deleted, and the same of this one."""
+    parent = group["latest_version"] if new.restores is None else new.restores
+    same = (updates.c.group_name == group["name"]) & (updates.c.fingerprint == group["fingerprint"])
+    inherited = select(updates.c.deleted_samples).where(same, updates.c.version == parent)
+    own = select(func.count()).where(
+        samples.c.group_name == group["name"], samples.c.version == new.version, samples.c.state == DELETED
+    )
+    return (connection.execute(inherited).scalar_one_or_none() or 0) + connection.execute(own).scalar_one()
 
 
 def discard(connection: Connection, blobs: Iterable[str | None]) -> None:
@@ -79,7 +92,8 @@ def discard(connection: Connection, blobs: Iterable[str | None]) -> None:
 
 def forget(connection: Connection, before_ms: int, keep_versions: int) -> list[str]:
     """Drop ids, boots and versions that are old enough; returns the blobs to delete."""
-    connection.execute(delete(samples).where(samples.c.state == GONE, samples.c.received_ms < before_ms))
+    old_ids = samples.c.state.in_((GONE, DELETED)) & (samples.c.received_ms < before_ms)
+    connection.execute(delete(samples).where(old_ids))
     _forget_boots(connection, before_ms)
     newest_of = select(groups.c.latest_version).where(groups.c.name == updates.c.group_name).scalar_subquery()
     old = updates.c.version <= newest_of - keep_versions

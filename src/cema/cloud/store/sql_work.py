@@ -85,28 +85,32 @@ def roll_back(connection: Connection, name: str, lineage: int, new: NewUpdate, n
     check_lineage(name, lineage, group["lineage"])
     check_version(name, new.version, group["latest_version"])
     assert new.restores is not None
-    _drop(connection, (samples.c.group_name == name) & (samples.c.version > new.restores))
+    drop(connection, (samples.c.group_name == name) & (samples.c.version > new.restores))
     _unlearn(connection, group)
     discard(connection, [group["checkpoint"]])
     publish(connection, group, new, now_ms)
-    changes = {
-        "checkpoint": None, "dirty": False, "latest_version": new.version, "last_published_ms": now_ms,
-        "revision": group["revision"] + 1, "worker": None, "lease_until_ms": 0,
-    }  # fmt: skip
+    changes = {"checkpoint": None, "dirty": False, "latest_version": new.version, "last_published_ms": now_ms}
     connection.execute(update(groups).where(groups.c.name == name).values(changes))
+    take_away(connection, name)
     return as_group(find_group(connection, name))
+
+
+def take_away(connection: Connection, name: str) -> None:
+    """Whoever holds the lease loses it; who has the group in memory loads it anew."""
+    changes = {"revision": groups.c.revision + 1, "worker": None, "lease_until_ms": 0}
+    connection.execute(update(groups).where(groups.c.name == name).values(changes))
 
 
 def end_lineage(connection: Connection, group: RowMapping) -> None:
     """Drop pending samples, replay and checkpoint of a group that gets another bundle."""
-    _drop(connection, samples.c.group_name == group["name"])
+    drop(connection, samples.c.group_name == group["name"])
     _unlearn(connection, group)
     discard(connection, [group["checkpoint"], group["bundle_blob"]])
 
 
-def _drop(connection: Connection, chosen: ColumnElement[bool]) -> None:
+def drop(connection: Connection, chosen: ColumnElement[bool]) -> None:
     """Delete the payloads of these samples; their ids are remembered."""
-    chosen = chosen & (samples.c.state != GONE)
+    chosen = chosen & samples.c.state.in_((PENDING, REPLAY))
     connection.execute(delete(payloads).where(payloads.c.row_id.in_(select(samples.c.row_id).where(chosen))))
     connection.execute(update(samples).where(chosen).values(state=GONE))
 
