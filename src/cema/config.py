@@ -70,6 +70,8 @@ class UplinkConfig(Section, frozen=True, kw_only=True):
     backoff_min_s: Annotated[float, Meta(gt=0, le=3600)] = 0.5  # first pause after a failure; doubles with full jitter
     backoff_max_s: Annotated[float, Meta(gt=0, le=86_400)] = 60.0  # longest pause after failures
     max_bytes_per_day: Annotated[int, Meta(ge=0)] = 0  # uplink budget, 0 = unlimited
+    send_samples: bool = True  # false = no picture leaves this device; it follows its stream and takes updates as ever
+    blur_px: Annotated[float, Meta(ge=0, le=100)] = 0.0  # radius of a Gaussian blur before upload, at the model's size
     ca_file: str | None = None  # private certificate authority (PEM), the only one trusted then; relative to this file
     ca_pem: str | None = None  # the same, written out here; 'cema device enrol' does, if the cloud has server.tls_ca
     client_certificate: str | None = None  # PEM, for a cloud with server.tls_client_ca; relative to this file
