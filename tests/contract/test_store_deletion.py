@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,25 @@ def test_nothing_of_a_deleted_picture_is_left_in_the_files_of_the_database(tmp_p
     assert left()
     store.delete_samples("cam")
     assert not left()
+    store.close()
+
+
+def test_a_reader_delays_no_deletion_and_is_told_of_what_it_holds(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = SqlStore.open(f"sqlite:///{tmp_path / 'cema.db'}")
+    store.put_group("g", "f1", "bundle1", "on", 1)
+    store.enrol("cam", "g", "token", 1)
+    upload(store, "cam", 7)
+    backup = sqlite3.connect(tmp_path / "cema.db", isolation_level=None)
+    backup.execute("BEGIN")
+    assert backup.execute("SELECT count(*) FROM samples").fetchone() == (1,)
+    assert store.delete_samples("cam") == {"g": 1}
+    assert "stay in the database's -wal file" in caplog.text
+    backup.execute("ROLLBACK")
+    backup.close()
+    store.delete_samples("cam")
+    assert not any(b"picture 7" in path.read_bytes() for path in tmp_path.iterdir())
     store.close()
 
 

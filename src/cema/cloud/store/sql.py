@@ -7,6 +7,7 @@ This file owns engine, transactions and groups. What happens inside the transact
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +23,12 @@ from cema.cloud.store.sql_tables import as_device, as_group, find_group, group_r
 from cema.errors import NotFoundError, StorageError
 from cema.wire.messages import SampleBatch, UploadReceipt
 
+log = logging.getLogger(__name__)
+
 BUSY_TIMEOUT_MS = 20_000
 """How long a writer waits for another process; a transaction takes milliseconds, so this means "stuck"."""
+CUT_TIMEOUT_MS = 1000
+"""How long cutting the log may wait for readers: writers wait with it."""
 POOL_CONNECTIONS = 40
 """As many as the web process has threads: nobody waits for a connection."""
 
@@ -73,14 +78,19 @@ class SqlStore:
         except SQLAlchemyError as error:
             raise _storage_error(error) from error
 
-    def _truncate_log(self) -> None:
+    def _cut_log(self) -> None:
         """What was deleted is in the write-ahead log as well, until that is written back and cut."""
-        with self._write_lock:
-            raw = self._engine.raw_connection()
-            try:
-                raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            finally:
-                raw.close()
+        raw = self._engine.raw_connection()
+        try:
+            cursor = raw.cursor()
+            cursor.execute(f"PRAGMA busy_timeout={CUT_TIMEOUT_MS}")
+            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            (busy, *_) = cursor.fetchone()
+            cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+        finally:
+            raw.close()
+        if busy:
+            log.warning("deleted pictures stay in the database's -wal file until nobody reads: delete once more then")
 
     # groups
 
@@ -196,7 +206,7 @@ class SqlStore:
             connection.exec_driver_sql("PRAGMA secure_delete = ON")
             counts = sql_deletion.delete_of_device(connection, device_id, group)
             connection.exec_driver_sql("PRAGMA secure_delete = OFF")
-        self._truncate_log()
+        self._cut_log()
         return counts
 
     def expire_samples(self, before_ms: int, keep: int) -> dict[str, int]:
