@@ -85,11 +85,11 @@ class SqlStore:
             cursor = raw.cursor()
             cursor.execute(f"PRAGMA busy_timeout={CUT_TIMEOUT_MS}")
             cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            (busy, *_) = cursor.fetchone()
+            answer = cursor.fetchone()  # whether somebody was in the way, and two counts
             cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
         finally:
             raw.close()
-        if busy:
+        if answer is None or answer[0]:
             log.warning("deleted pictures stay in the database's -wal file until nobody reads: delete once more then")
 
     # groups
