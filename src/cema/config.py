@@ -70,6 +70,8 @@ class UplinkConfig(Section, frozen=True, kw_only=True):
     backoff_min_s: Annotated[float, Meta(gt=0, le=3600)] = 0.5  # first pause after a failure; doubles with full jitter
     backoff_max_s: Annotated[float, Meta(gt=0, le=86_400)] = 60.0  # longest pause after failures
     max_bytes_per_day: Annotated[int, Meta(ge=0)] = 0  # uplink budget, 0 = unlimited
+    send_samples: bool = True  # false = no picture leaves this device; it follows its stream and takes updates as ever
+    blur_px: Annotated[float, Meta(ge=0, le=100)] = 0.0  # radius of a Gaussian blur before upload, at the model's size
     ca_file: str | None = None  # private certificate authority (PEM), the only one trusted then; relative to this file
     ca_pem: str | None = None  # the same, written out here; 'cema device enrol' does, if the cloud has server.tls_ca
     client_certificate: str | None = None  # PEM, for a cloud with server.tls_client_ca; relative to this file
@@ -160,10 +162,12 @@ class WorkerConfig(Section, frozen=True, kw_only=True):
 
 
 class RetentionConfig(Section, frozen=True, kw_only=True):
-    """How long the cloud keeps what it no longer needs for training."""
+    """How long the cloud keeps what it no longer needs for training, and at most what it trains on."""
 
     id_memory_s: Seconds = 8 * 86_400  # sample ids against duplicates: the outbox's expiry plus a day
     keep_versions: Count = 1000  # updates per group that stay downloadable
+    sample_age_s: Annotated[float, Meta(ge=0, le=86_400 * 3650)] = 0  # older pictures go, to the hour; 0 = never
+    samples_per_group: Annotated[int, Meta(ge=0, le=100_000_000)] = 0  # the oldest go beyond, to the hour; 0 = no limit
 
 
 class GroupConfig(Section, frozen=True, kw_only=True):

@@ -27,6 +27,7 @@ from cema.wire.messages import (
     encode_msgpack,
 )
 from cema.wire.update import content_id, encode_update, read_manifest
+from cema.wire.update_file import UpdateFile, encode_update_file
 
 HERE = Path(__file__).parent
 PRIVATE_KEY = "Z29sZGVuIGtleSBmb3IgdGVzdHMgb25seSwgMzIgYnk="
@@ -102,6 +103,14 @@ def main() -> None:
         "bundle-v1.cema": encode_bundle(bundle()),
         "update-v1.safetensors": update(),
         "update-v1-float16.safetensors": half_update(),
+        "update-file-v1.msgpack": encode_update_file(
+            UpdateFile(
+                update=update(),
+                signature=signing.sign(update(), PRIVATE_KEY),
+                bundle=encode_bundle(bundle()),
+                bundle_signature=signing.sign(encode_bundle(bundle()), PRIVATE_KEY),
+            )
+        ),
         "update-v1-float16.from-source": encode_difference(half_update(), source_base(bundle())) or b"",
     }
     record = {
@@ -110,7 +119,7 @@ def main() -> None:
         "bundle_manifest": msgspec.to_builtins(bundle().manifest),
         "update_content_id": content_id(content["update-v1.safetensors"]),
         "update_parameters": {f"bn1.{role}": values for role, values in zip(ROLES, UPDATED, strict=True)},
-        "signatures": {name: signing.sign(content[name], PRIVATE_KEY) for name in content if "batch" not in name},
+        "signatures": {name: signing.sign(content[name], PRIVATE_KEY) for name in content if "msgpack" not in name},
     }
     content["expected-v1.json"] = (json.dumps(record, indent=1) + "\n").encode()
     for name, data in content.items():

@@ -17,6 +17,7 @@ from cema.wire.difference import apply_difference, source_base
 from cema.wire.image import decode_image
 from cema.wire.messages import SampleBatch, decode_msgpack
 from cema.wire.update import encode_update, open_update, read_manifest
+from cema.wire.update_file import encode_update_file, read_update_file
 
 HERE = Path(__file__).parent
 EXPECTED: dict[str, Any] = json.loads((HERE / "expected-v1.json").read_text())
@@ -63,6 +64,14 @@ def test_a_recorded_difference_leads_to_the_recorded_update() -> None:
     assert update.parameters["bn1.weight"].tolist() == expected
     assert (update.manifest.version, update.manifest.encoding) == (13, "float16")
     assert encode_update(update.manifest, update.parameters) == data
+
+
+def test_a_recorded_file_holds_the_recorded_update_and_bundle_with_their_signatures() -> None:
+    content = read_update_file(HERE / "update-file-v1.msgpack")
+    assert (content.update, content.bundle) == (recorded("update-v1.safetensors"), recorded("bundle-v1.cema"))
+    assert content.signature == EXPECTED["signatures"]["update-v1.safetensors"]
+    assert content.bundle_signature == EXPECTED["signatures"]["bundle-v1.cema"]
+    assert encode_update_file(content) == recorded("update-file-v1.msgpack")
 
 
 @pytest.mark.parametrize("name", ["update-v1.safetensors", "bundle-v1.cema"])

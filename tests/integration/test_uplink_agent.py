@@ -159,6 +159,12 @@ def test_an_old_version_is_refused_unless_it_is_a_rollback(device: Any) -> None:
     device.publish(4, rollback_of=5)
     updater.apply(*device.cloud.update[1:])
     assert device.version_of(agent) == 4
+    device.publish(7)
+    updater.apply(*device.cloud.update[1:])
+    device.publish(6, rollback_of=5)  # genuine, but made before version 7
+    with pytest.raises(Exception, match="expected a version above 7"):
+        updater.apply(*device.cloud.update[1:])
+    assert device.version_of(agent) == 7
 
 
 def test_an_offline_restart_uses_the_last_good_version_and_keeps_the_samples(device: Any) -> None:

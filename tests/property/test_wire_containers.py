@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tempfile
 import zipfile
 
 import msgspec
@@ -12,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cema.errors import BundleError, CemaError, SignatureError, UpdateError
+from cema.errors import BundleError, CemaError, SignatureError, UpdateError, WireError
 from cema.types import Float32Array
 from cema.wire import signing
 from cema.wire.bundle import Bundle, decode_bundle, encode_bundle, fingerprint
 from cema.wire.messages import BundleManifest, NormTensor, Preprocess, UpdateManifest
 from cema.wire.update import encode_update, open_update, read_manifest
+from cema.wire.update_file import UpdateFile, encode_update_file, read_update_file
 
 ROLES = ("weight", "bias", "running_mean", "running_var")
 PRIVATE = signing.generate_key()
@@ -161,3 +163,19 @@ def test_a_compressed_bundle_is_refused_without_decompressing(method: int) -> No
             archive.writestr(name, b"\0" * 1_000_000)
     with pytest.raises(BundleError, match="stored"):
         decode_bundle(buffer.getvalue())
+
+
+FILE = encode_update_file(UpdateFile(update=UPDATE, signature=SIGNATURE, bundle=BUNDLE, bundle_signature="s"))
+
+
+@given(damaged(FILE) | st.binary(max_size=200))
+def test_a_damaged_file_is_refused_or_its_update_is(data: bytes) -> None:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        try:
+            content = read_update_file(file.name)
+            open_update(content.update, ONE.manifest, signature=content.signature, key=PUBLIC)
+        except WireError:
+            return
+    assert (content.update, content.signature) == (UPDATE, SIGNATURE)

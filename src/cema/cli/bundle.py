@@ -11,6 +11,7 @@ import click
 import msgspec
 import numpy as np
 
+from cema.cli.files import write_file
 from cema.cli.output import emit_json, json_option
 from cema.errors import ConfigError
 from cema.wire.bundle import INPUT_TYPES, Bundle, encode_bundle, load_bundle
@@ -97,7 +98,7 @@ def build(
     fidelity: dict[str, Any] = {}
     if calibration is not None:
         built, fidelity = _in_int8(built, calibration)
-    _write(out, encode_bundle(built))
+    write_file(out, encode_bundle(built))
     _report(built, out, as_json, fidelity)
 
 
@@ -176,10 +177,3 @@ def _classes(loaded: LoadedModel, option: str | None) -> list[str]:
         return [line.strip() for line in Path(option).read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"expected a file with class names at {option}: {error}") from error
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise ConfigError(f"the bundle cannot be written to {path}: {error.strerror}") from error

@@ -32,7 +32,7 @@ _ANY_HOST = ("", "0.0.0.0", "::")  # noqa: S104 - not listened on, but recognise
 
 @click.group()
 def device() -> None:
-    """Enrol, list, rotate and revoke devices."""
+    """Enrol, list, rotate, pause and revoke devices."""
 
 
 @device.command()
@@ -95,6 +95,7 @@ def list_devices(config: ServeConfig, group: str | None, as_json: bool) -> None:
             state += f"  has to exchange its one-time token until {row['enrolment_until']}"
         elif row["rotate"]:
             state += "  shall take a new key"
+        state += "  paused" if row["paused"] else ""
         click.echo(f"{row['device_id']}  group {row['group']}  {row['samples_seen']} images  {state}")
 
 
@@ -124,6 +125,33 @@ def rotate(config: ServeConfig, name: str, as_json: bool) -> None:
         emit_json(row)
     else:
         click.echo(f"device {name} will take a new key at its next contact ('cema device list' shows when it has)")
+
+
+@device.command()
+@config_option
+@click.argument("name")
+@json_option
+def pause(config: ServeConfig, name: str, as_json: bool) -> None:
+    """Switch one device off: it goes back to the source and uploads nothing, from its next poll on."""
+    _switch(config, name, True, as_json)
+
+
+@device.command()
+@config_option
+@click.argument("name")
+@json_option
+def resume(config: ServeConfig, name: str, as_json: bool) -> None:
+    """Switch a device on again: it does what its group does."""
+    _switch(config, name, False, as_json)
+
+
+def _switch(config: ServeConfig, name: str, paused: bool, as_json: bool) -> None:
+    with opened(config) as store:
+        row = device_as_dict(store.pause_device(name, paused, now_ms()))
+    if as_json:
+        emit_json(row)
+    else:
+        click.echo(f"device {name} is paused since {row['paused']}" if paused else f"device {name} is not paused")
 
 
 def _enrol(config: ServeConfig, group: str, name: str, token: str, expires_ms: int | None) -> None:

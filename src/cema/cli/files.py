@@ -1,4 +1,4 @@
-"""Files with secrets in them: only their owner may read them, and an existing one is never replaced."""
+"""Files that commands write. With secrets in them, only their owner may read them, and none is ever replaced."""
 
 from __future__ import annotations
 
@@ -30,3 +30,11 @@ def private_file(out: str) -> Iterator[Path | None]:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
         raise
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """A file without secrets; an existing one is replaced. Raises ConfigError."""
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise ConfigError(f"the file {path} cannot be written: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""``cema group``: the fleets of this cloud, read from the store."""
+"""``cema group``: the fleets of this cloud, read from the store, and the switch of each."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import click
 
 from cema.cli.output import emit_json, json_option
 from cema.cli.store import config_option, opened
-from cema.cloud.store.rows import group_as_dict
+from cema.cloud.store.rows import group_as_dict, now_ms
 from cema.config import ServeConfig
 
 
 @click.group()
 def group() -> None:
-    """List and show groups."""
+    """List and show groups, switch their adaptation off and on."""
 
 
 @group.command("list")
@@ -28,7 +28,7 @@ def list_groups(config: ServeConfig, as_json: bool) -> None:
     for row in found:
         click.echo(
             f"{row['group']}  version {row['latest_version']}  pending {row['pending']}  "
-            f"images {row['samples_seen']}  adaptation {row['adaptation']}"
+            f"images {row['samples_seen']}  adaptation {row['adaptation']}{'  paused' if row['paused'] else ''}"
         )
 
 
@@ -46,3 +46,31 @@ def show(config: ServeConfig, name: str, as_json: bool) -> None:
         return
     for key, value in row.items():
         click.echo(f"{key:16} {', '.join(value) if isinstance(value, list) else value}")
+
+
+@group.command()
+@config_option
+@click.argument("name")
+@json_option
+def pause(config: ServeConfig, name: str, as_json: bool) -> None:
+    """Switch a group off: its devices go back to the source and upload nothing, from their next poll on."""
+    _switch(config, name, True, as_json)
+
+
+@group.command()
+@config_option
+@click.argument("name")
+@json_option
+def resume(config: ServeConfig, name: str, as_json: bool) -> None:
+    """Switch a group on again, as far as its configuration lets it."""
+    _switch(config, name, False, as_json)
+
+
+def _switch(config: ServeConfig, name: str, paused: bool, as_json: bool) -> None:
+    with opened(config) as store:
+        row = group_as_dict(store.pause(name, paused, now_ms()))
+    if as_json:
+        emit_json(row)
+        return
+    since = f", paused since {row['paused']}" if row["paused"] else ""
+    click.echo(f"group {name}: adaptation is {row['adaptation']}{since}")

@@ -22,11 +22,12 @@ COMMANDS = {
     "serve": ("cloud", "Run the cloud service."),
     "edge": (None, "Predict and adapt on a device."),
     "bundle": ("cloud", "Make what a device runs out of a torch model."),
-    "device": ("cloud", "Enrol, list, rotate and revoke devices."),
+    "device": ("cloud", "Enrol, list, rotate, pause and revoke devices."),
     "user": ("cloud", "Add, list and revoke operators and readers."),
     "tls": ("cloud", "Make certificates for the cloud and its devices."),
-    "group": ("cloud", "List and show groups."),
-    "update": ("cloud", "List and show published updates."),
+    "group": ("cloud", "List and show groups, switch them off and on."),
+    "update": ("cloud", "List, show, take back and carry published updates."),
+    "sample": ("cloud", "Delete what devices uploaded."),
     "doctor": (None, "Check this machine; numbered findings with a fix."),
 }
 

@@ -1,17 +1,21 @@
-"""What the administrative commands share: ``-c cema.toml``, and the store behind it."""
+"""What the administrative commands share: ``-c cema.toml``, and the store behind it.
+
+The store is imported on use: ``cema update import`` runs on devices, where its libraries do not exist.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cema.cloud.store import open_store
-from cema.cloud.store.base import Store
 from cema.config import ServeConfig, load_serve
+
+if TYPE_CHECKING:
+    from cema.cloud.store.base import BlobStore, Store
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,10 +32,19 @@ def config_option(command: F) -> F:
 
 
 @contextmanager
-def opened(config: ServeConfig) -> Iterator[Store]:
-    """The store of a configuration, closed afterwards."""
-    store, _ = open_store(config)
+def opened_both(config: ServeConfig) -> Iterator[tuple[Store, BlobStore]]:
+    """Store and blobs of a configuration, closed afterwards."""
+    from cema.cloud.store import open_store
+
+    store, blobs = open_store(config)
     try:
-        yield store
+        yield store, blobs
     finally:
         store.close()
+
+
+@contextmanager
+def opened(config: ServeConfig) -> Iterator[Store]:
+    """The store of a configuration, closed afterwards."""
+    with opened_both(config) as (store, _):
+        yield store

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import torch
 
-from cema.cloud.adapt.base import Adapter, Metrics, State
+from cema.cloud.adapt.base import Adapter, Metrics, State, restarted
 from cema.cloud.checkpoint import decode_checkpoint, encode_checkpoint
 from cema.cloud.gate import Gate
 from cema.cloud.replay import Replay
@@ -76,7 +76,8 @@ class Controller:
         self.rng = np.random.default_rng(seed)
         self.replay = Replay(self.schedule.replay_capacity, replay_dir)
         self.row = row
-        self.checkpoint = row.checkpoint
+        self.checkpoint, self.revision = row.checkpoint, row.revision
+        self._start = self._starting_state()
         self._resume()
         self.gate = Gate()
         self._forgot = False
@@ -223,8 +224,18 @@ class Controller:
     def _saved(self) -> State:
         """The adapter's state as of the last committed step."""
         if self.checkpoint is None:
-            return self.shared.initial
+            return self._start
         return decode_checkpoint(self.blobs.get(self.checkpoint))[0]
+
+    def _starting_state(self) -> State:
+        """Without a checkpoint: the source, or what a rollback has just restored."""
+        initial, row = self.shared.initial, self.row
+        if self.checkpoint is not None or row.latest_version == 0:
+            return initial
+        latest = self.store.update(self.group, row.latest_version)
+        if not latest.restores or latest.fingerprint != row.fingerprint:
+            return initial
+        return restarted(initial, open_update(self.blobs.get(latest.blob), self.bundle.manifest).parameters)
 
     def _decode(self, samples: Sequence[StoredSample]) -> tuple[list[StoredSample], list[Uint8Array]]:
         """Pixels at the model's size; what cannot be decoded is left out and logged."""

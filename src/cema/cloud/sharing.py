@@ -20,6 +20,11 @@ class SharedAdapter:
         self.initial: State = adapter.state()
         self._holder: object = None
 
+    def leave(self, holder: object) -> None:
+        """Let go of a holder that is no more: what it has in memory may be freed."""
+        if self._holder is holder:
+            self._holder = None
+
     def held_by(self, holder: object, saved: Callable[[], State]) -> Adapter:
         """The adapter with the state of ``holder``; ``saved`` is asked for it if another one was there in between."""
         if self._holder is not holder:

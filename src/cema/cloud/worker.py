@@ -33,6 +33,10 @@ log = logging.getLogger(__name__)
 
 HOUSEKEEPING_INTERVAL_S = 60.0
 """Between two looks for expired ids and unreferenced blobs; cheap, and nothing waits for it."""
+RETENTION_INTERVAL_S = 3600.0
+"""Between two looks for samples beyond the limits of ``[retention]``: a group that has any is then loaded anew."""
+NO_LIMIT = 1 << 40
+"""More samples than any store holds."""
 RETRY_AFTER_ERROR_S = 5.0
 """Pause of a group whose tick failed, so that one broken group cannot keep the worker busy."""
 
@@ -47,7 +51,7 @@ class Worker:
         self.name, self.clock_ms = name, clock_ms
         self._controllers: dict[str, Controller] = {}
         self._pool = ModelPool(blobs)
-        self._next_housekeeping_ms = 0
+        self._next_housekeeping_ms = self._next_retention_ms = 0
 
     def run(self, stop: threading.Event) -> None:
         """Until ``stop`` is set; the step under way is finished and committed."""
@@ -74,11 +78,11 @@ class Worker:
                 self._controller(row).tick(row, stop)
         except ConflictError as error:
             log.warning("group %s: %s; loading it anew", row.name, error)
-            self._controllers.pop(row.name, None)
+            self._drop(row.name)
         except CemaError:
             # The lease is kept: it runs out by itself, and until then other groups are served.
             log.exception("group %s: tick failed", row.name)
-            self._controllers.pop(row.name, None)
+            self._drop(row.name)
             self.store.renew(row.name, self.name, self.clock_ms(), round(RETRY_AFTER_ERROR_S * 1000))
             return True
         self.store.release(row.name, self.name)
@@ -87,8 +91,10 @@ class Worker:
     def _controller(self, row: GroupRow) -> Controller:
         """The group's controller, from memory if it is still what the store says, else loaded."""
         known = self._controllers.get(row.name)
-        if known is not None and (known.lineage, known.checkpoint) == (row.lineage, row.checkpoint):
+        there = (row.lineage, row.revision, row.checkpoint)
+        if known is not None and (known.lineage, known.revision, known.checkpoint) == there:
             return known
+        self._drop(row.name)
         group = self.config.groups.get(row.name)
         if group is None:
             raise ConfigError(f"group {row.name!r} is in the store but not in the configuration of this worker")
@@ -128,6 +134,26 @@ class Worker:
             now, id_memory_ms=round(retention.id_memory_s * 1000), keep_versions=retention.keep_versions
         ):
             self.blobs.delete(blob)
+        self._retain(now)
+        for row in self.store.groups():  # what was deleted must not stay in the memory of a group that rests
+            known = self._controllers.get(row.name)
+            if known is not None and known.revision != row.revision:
+                self._drop(row.name)
+
+    def _retain(self, now_ms: int) -> None:
+        """Delete samples beyond the limits of ``[retention]``, if there are any."""
+        limits = self.config.retention
+        if now_ms < self._next_retention_ms or not (limits.sample_age_s or limits.samples_per_group):
+            return
+        self._next_retention_ms = now_ms + round(RETENTION_INTERVAL_S * 1000)
+        before_ms = now_ms - round(limits.sample_age_s * 1000) if limits.sample_age_s else 0
+        for group, count in self.store.expire_samples(before_ms, limits.samples_per_group or NO_LIMIT).items():
+            log.info("group %s: %d samples deleted: [retention]", group, count)
+
+    def _drop(self, group: str) -> None:
+        known = self._controllers.pop(group, None)
+        if known is not None:
+            known.shared.leave(known)
 
 
 class _Keepalive:

@@ -26,19 +26,16 @@ from cema.edge.follower import Follower, Seen
 from cema.edge.identity import Identity
 from cema.edge.outbox import Outbox
 from cema.edge.pacing import PacedSelector
+from cema.edge.pictures import BeforeUpload, Image, fitted, guard, passed_through
 from cema.edge.selection import BoolArray, FollowsStream, SampleSelector, Selector
 from cema.edge.session import Answers, EdgeSession
 from cema.edge.slots import OUTBOX_FILE, StateFolder
 from cema.edge.updater import Updater, open_bundle, trusted_key
 from cema.edge.uplink import Uplink
-from cema.edge.writer import PASS_THROUGH_MAX_BYTES, Captured, image_codec
-from cema.errors import CemaError, ConflictError, ImageError, WireError
+from cema.edge.writer import Captured
+from cema.errors import ConflictError, WireError
 from cema.types import Prediction, Uint8Array
 from cema.wire.bundle import Bundle
-from cema.wire.messages import Preprocess
-from cema.wire.preprocess import fit, fit_encoded
-
-Image = Uint8Array | bytes
 
 
 class EdgeAgent:
@@ -48,6 +45,8 @@ class EdgeAgent:
     ----------
     config: ``device.toml``. bundle: the model; None takes the one of the state folder, else fetches the group's.
     make_selector: other sample filters than the method's. clock: Unix seconds.
+    before_upload: has the last word on every picture: uint8 [H, W, 3] of the model's size in, what may leave out, None
+    for nothing (counted as ``withheld``). What it raises withholds the picture, too. Runs in a background thread.
 
     Raises ConfigError, DependencyError, StorageError, ConflictError (state folder in use), BundleError; without a
     stored bundle also what fetching one raises.
@@ -62,10 +61,12 @@ class EdgeAgent:
         *,
         bundle: Bundle | None = None,
         make_selector: Callable[[SelectionConfig, int], SampleSelector] | None = None,
+        before_upload: BeforeUpload | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         key = trusted_key(config)
         self._config, self._make_selector, self._clock = config, make_selector, clock
+        self._guard = guard(config.uplink, before_upload)
         self.counters = EdgeCounters()
         self._mutex = threading.Lock()
         self._seq = 0
@@ -96,8 +97,8 @@ class EdgeAgent:
         started_s = time.perf_counter()
         session = self._updater.session
         recipe = session.bundle.manifest.preprocess
-        fitted = [_fitted(index, image, recipe) for index, image in enumerate(images)]
-        fitted_BHWC = np.stack(fitted) if len(fitted) > 1 else fitted[0][np.newaxis]
+        fitted_HWC = [fitted(index, image, recipe) for index, image in enumerate(images)]
+        fitted_BHWC = np.stack(fitted_HWC) if len(fitted_HWC) > 1 else fitted_HWC[0][np.newaxis]
         session, answers = self._answer(session, fitted_BHWC)
         kept = self._select(session, answers).tolist()
         predictions = _predictions(answers, kept, session)
@@ -168,7 +169,7 @@ class EdgeAgent:
 
     def _start(self, given: Bundle | None, key: str | None) -> None:
         config = self._config
-        self._leave_other_group()
+        self._drop_what_must_not_leave()
         client = self._client() if config.runtime.adaptation == "on" else None
         bundle = given or self._stored_bundle(key) or self._fetched_bundle(client or self._client(), key)
         self._updater = Updater(bundle, config, self._folder, self.counters)
@@ -177,16 +178,17 @@ class EdgeAgent:
         self._uplink = Uplink(
             client, self._outbox, self._updater, config, self.counters,
             write_status=lambda: self._folder.write_status(self.status()), clock=self._clock,
-            follower=self._follower,
+            follower=self._follower, guard=self._guard,
         )  # fmt: skip
         self._renew_selector(self._updater.session, self._updater.following)
         self._uplink.start()
 
-    def _leave_other_group(self) -> None:
-        """Samples of the group that this device was in before are dropped: they are not for this one."""
-        if self._folder.group not in (None, self._config.group):
-            Outbox(self._folder.path / OUTBOX_FILE, self._config.outbox, fingerprint="").close()
-        self._folder.set_group(self._config.group)
+    def _drop_what_must_not_leave(self) -> None:
+        """Samples of the group that this device was in before, and all if none may be sent any more."""
+        config, group = self._config, self._folder.group
+        if group not in (None, config.group) or not config.uplink.send_samples:
+            Outbox(self._folder.path / OUTBOX_FILE, config.outbox, fingerprint="").close()
+        self._folder.set_group(config.group)
 
     def _client(self) -> CloudClient:
         config = self._config
@@ -226,7 +228,8 @@ class EdgeAgent:
                 self._paced.follow(follower.trust, follower.take_change(), follower.narrow)
             kept_B = self._selector.select(answers.probabilities_BK, answers.entropy_B)
         lost = following and self._follower.domain == 0  # the cloud could not tell in what world a sample was seen
-        return kept_B if self._updater.adapting and not lost else np.zeros_like(kept_B)
+        sends = self._updater.adapting and self._config.uplink.send_samples
+        return kept_B if sends and not lost else np.zeros_like(kept_B)
 
     def _answer(self, session: EdgeSession, fitted_BHWC: Uint8Array) -> tuple[EdgeSession, Answers]:
         """What the model says, by statistics that follow the stream and in the light of the classes that show."""
@@ -254,7 +257,8 @@ class EdgeAgent:
         for seq, index in enumerate(kept, first):
             said = predictions[index]
             # a copy: the rest of the batch need not stay in memory with it
-            payload = _passed_through(images[index]) or fitted_BHWC[index].copy()
+            payload = None if self._guard else passed_through(images[index])
+            payload = payload or fitted_BHWC[index].copy()
             captured.append(
                 Captured(
                     payload,
@@ -273,23 +277,6 @@ class EdgeAgent:
 
     def _now_ms(self) -> int:
         return round(self._clock() * 1000)
-
-
-def _fitted(index: int, image: Image, recipe: Preprocess) -> Uint8Array:
-    try:
-        if isinstance(image, bytes | bytearray | memoryview):
-            return fit_encoded(bytes(image), recipe)
-        return fit(np.asarray(image), recipe)
-    except CemaError as error:
-        raise ImageError(f"image {index}: {error.message}", hint=error.hint, index=index) from error
-
-
-def _passed_through(image: Image) -> bytes | None:
-    """A camera's own bytes, if they are small; what is sent else has the model's input size already."""
-    if not isinstance(image, bytes | bytearray | memoryview) or len(image) > PASS_THROUGH_MAX_BYTES:
-        return None
-    data = bytes(image)
-    return data if image_codec(data) else None
 
 
 def _predictions(answers: Answers, kept: list[bool], session: EdgeSession) -> list[Prediction]:

@@ -132,11 +132,14 @@ class StateFolder:
 
     def updates(self, fingerprint: str) -> list[Stored]:
         """Complete updates for this bundle, the last good one first."""
-        pointer = self._pointer
-        order = sorted(_SLOTS, key=lambda slot: slot != pointer.active)
-        entries = [(slot, pointer.slots[slot]) for slot in order if slot in pointer.slots]
-        found = [self._read(f"slot-{s}", e.sha256, e.version) for s, e in entries if e.fingerprint == fingerprint]
+        entries = [(slot, entry) for slot, entry in self._entries() if entry.fingerprint == fingerprint]
+        found = [self._read(f"slot-{slot}", entry.sha256, entry.version) for slot, entry in entries]
         return [stored for stored in found if stored is not None]
+
+    def latest(self) -> Stored | None:
+        """The last good update, for whatever bundle; None if there is none, or none that is complete."""
+        found = (self._read(f"slot-{slot}", entry.sha256, entry.version) for slot, entry in self._entries())
+        return next((stored for stored in found if stored is not None), None)
 
     def put_update(self, data: bytes, signature: str, version: int, fingerprint: str) -> None:
         """Store a verified update in the slot that is not active, then make it the active one."""
@@ -145,6 +148,12 @@ class StateFolder:
         entry = SlotEntry(hashlib.sha256(data).hexdigest(), version, fingerprint)
         slots = {**self._pointer.slots, slot: entry}
         self._point(msgspec.structs.replace(self._pointer, active=slot, slots=slots))
+
+    def _entries(self) -> list[tuple[str, SlotEntry]]:
+        """What the slots must contain, the last good one first."""
+        pointer = self._pointer
+        order = sorted(_SLOTS, key=lambda slot: slot != pointer.active)
+        return [(slot, pointer.slots[slot]) for slot in order if slot in pointer.slots]
 
     def write_status(self, status: dict[str, object]) -> None:
         """Replace ``status.json``: readers see the old or the new one, never half of one."""

@@ -62,6 +62,27 @@ def open_bundle(data: bytes, signature: str, key: str | None) -> Bundle:
     return decode_bundle(data)
 
 
+def check_manifest(manifest: UpdateManifest, bundle: Bundle, group: str, have: int) -> None:
+    """Whether a verified update is for a device of ``group`` that runs ``bundle`` and has version ``have``.
+
+    Raises UpdateContentError.
+    """
+    if manifest.group != group:
+        raise UpdateContentError(f"expected an update for group {group}, got {manifest.group}")
+    if manifest.stats_owner == "edge" and bundle.follows and not bundle.measures:
+        raise UpdateContentError(
+            "expected an update with running statistics: this bundle cannot measure its own",
+            hint="build the bundle without --int8, or use a method whose statistics are the cloud's",
+        )
+    taken_back = manifest.rollback_of
+    if manifest.version <= have and (taken_back is None or taken_back < have):
+        raise UpdateContentError(
+            f"expected a version above {have}, got {manifest.version}",
+            hint="only a rollback of what this device has may go back: any other is one of before",
+            version=manifest.version,
+        )
+
+
 Weights = tuple[NormParameters, int | None]
 """Norm parameters and the domain in which they are good; None = in all."""
 
@@ -224,27 +245,12 @@ class Updater:
     def _checked(self, data: bytes, signature: str) -> tuple[Update, EdgeSession]:
         update = open_update(data, self._bundle.manifest, signature=signature, key=self._key)
         try:
-            self._check_manifest(update.manifest)
+            check_manifest(update.manifest, self._bundle, self._config.group, self._adapted.version)
             return update, self._build(self._bundle, update.parameters, update.manifest.version)
         except (UpdateContentError, BundleError):
             # its signature is good: the cloud will offer the very same bytes again until there is a newer version
             self._refused_version = max(self._refused_version, update.manifest.version)
             raise
-
-    def _check_manifest(self, manifest: UpdateManifest) -> None:
-        if manifest.group != self._config.group:
-            raise UpdateContentError(f"expected an update for group {self._config.group}, got {manifest.group}")
-        if manifest.stats_owner == "edge" and self._bundle.follows and not self._bundle.measures:
-            raise UpdateContentError(
-                "expected an update with running statistics: this bundle cannot measure its own",
-                hint="build the bundle without --int8, or use a method whose statistics are the cloud's",
-            )
-        if manifest.version <= self._adapted.version and manifest.rollback_of is None:
-            raise UpdateContentError(
-                f"expected a version above {self._adapted.version}, got {manifest.version}",
-                hint="only a rollback may go back",
-                version=manifest.version,
-            )
 
     def _build(self, bundle: Bundle, parameters: NormParameters, version: int, revision: int = 0) -> EdgeSession:
         runtime = self._config.runtime

@@ -25,6 +25,7 @@ from cema.edge.updater import Updater
 from cema.edge.worker import Backoff, Worker
 from cema.edge.writer import Captured, Writer
 from cema.errors import BaseMismatchError
+from cema.types import Uint8Array
 from cema.wire.messages import BOOT_ID_BYTES, GroupStatus
 
 CLOSE_TIMEOUT_S = 5.0
@@ -84,6 +85,7 @@ class Uplink:
         self, client: CloudClient | None, outbox: Outbox, updater: Updater, config: DeviceConfig,
         counters: EdgeCounters, *, write_status: Callable[[], None], clock: Callable[[], float] = time.time,
         rng: random.Random | None = None, follower: Follower | None = None,
+        guard: Callable[[Uint8Array], Uint8Array | None] | None = None,
     ) -> None:  # fmt: skip
         self._client, self._outbox, self._updater = client, outbox, updater
         self._workers: list[Worker] = []
@@ -104,7 +106,7 @@ class Uplink:
         self.writer = Writer(
             outbox, config.outbox, counters, on_commit=self._wake, write_status=write_status,
             clock_offset_ms=lambda: self.sender.clock_offset_ms if self.sender else 0,
-            coding=config.uplink.image_coding,
+            coding=config.uplink.image_coding, guard=guard,
         )  # fmt: skip
 
     def start(self) -> None:

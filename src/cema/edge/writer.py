@@ -14,11 +14,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 
 from cema.config import OutboxConfig
 from cema.edge.counters import EdgeCounters
 from cema.edge.outbox import OVERFLOW, STALE, Outbox
-from cema.errors import StorageError
+from cema.errors import CemaError, ImageError, StorageError
 from cema.types import Uint8Array
 from cema.wire.image import encode_image, read_coding
 from cema.wire.messages import SAMPLE_ID_BYTES, Sample
@@ -26,7 +27,7 @@ from cema.wire.messages import SAMPLE_ID_BYTES, Sample
 PASS_THROUGH_MAX_BYTES = 64 * 1024
 """A camera's bytes up to this size travel unchanged: encoding again would cost quality and save little."""
 STATUS_INTERVAL_S = 2.0
-STORAGE = "storage"
+STORAGE, WITHHELD = "storage", "withheld"
 _MAGIC = ((b"\xff\xd8\xff", 0, "jpeg"), (b"\x89PNG\r\n\x1a\n", 0, "png"), (b"WEBP", 8, "webp"))
 
 
@@ -52,6 +53,16 @@ class Captured(NamedTuple):
 def image_codec(data: bytes) -> str | None:
     """jpeg | png | webp by the first bytes, None for anything else."""
     return next((codec for magic, at, codec in _MAGIC if data[at : at + len(magic)] == magic), None)
+
+
+def checked(image: Uint8Array | None) -> Uint8Array | None:
+    """What a guard let through, if it is a picture. Raises ImageError."""
+    if image is None:
+        return None
+    image = np.ascontiguousarray(image)
+    if image.dtype != np.uint8 or image.ndim != len("HWC") or image.shape[2] != len("RGB") or not image.size:
+        raise ImageError(f"expected uint8 [H, W, 3] of before_upload, got {image.dtype} {list(image.shape)}")
+    return image
 
 
 def encode_sample(captured: Captured, clock_offset_ms: int, coding: str = "auto") -> Sample:
@@ -85,6 +96,7 @@ class Writer:
     ----------
     on_commit: called after each commit. write_status: called every STATUS_INTERVAL_S and at the end.
     clock_offset_ms: how far the server's clock is ahead, as far as known. coding: of pixels, see ``read_coding``.
+    guard: makes of pixels what may leave the device, None = nothing.
     """
 
     def __init__(
@@ -97,8 +109,9 @@ class Writer:
         write_status: Callable[[], None],
         clock_offset_ms: Callable[[], int],
         coding: str = "auto",
+        guard: Callable[[Uint8Array], Uint8Array | None] | None = None,
     ) -> None:
-        self._coding = coding
+        self._coding, self._guard = coding, guard
         self._outbox, self._config, self._counters = outbox, config, counters
         self._on_commit, self._write_status, self._clock_offset_ms = on_commit, write_status, clock_offset_ms
         self._queue: deque[Captured] = deque()
@@ -160,6 +173,7 @@ class Writer:
         current = [item for item in taken if item.fingerprint == self._outbox.fingerprint]
         self._counters.lost(STALE, len(taken) - len(current))
         offset_ms = self._clock_offset_ms()
+        current = [item for item in map(self._guarded, current) if item is not None]
         try:
             self._outbox.add([encode_sample(item, offset_ms, self._coding) for item in current])
         except StorageError as error:
@@ -167,6 +181,21 @@ class Writer:
             self._counters.failed(error)
         self._in_hand = 0
         self._on_commit()
+
+    def _guarded(self, item: Captured) -> Captured | None:
+        """The sample as it may leave. Whatever the guard does wrong, the picture stays here."""
+        if self._guard is None:
+            return item
+        assert not isinstance(item.image, bytes)  # a camera's own bytes are for devices without a guard
+        try:
+            allowed = checked(self._guard(item.image))
+        except Exception as error:  # the caller's code: nothing is known about what it raises
+            self._counters.failed(error if isinstance(error, CemaError) else ImageError(f"before_upload: {error!r}"))
+            allowed = None
+        if allowed is None:
+            self._counters.lost(WITHHELD, 1)
+            return None
+        return item._replace(image=allowed)
 
     def _report(self) -> None:
         try:

@@ -20,11 +20,16 @@ from cema.cloud.app import AdminServer, WebServer, create_admin_app, create_app,
 from cema.cloud.keys import signing_key
 from cema.cloud.store import open_store
 from cema.cloud.store.base import BlobStore, NewUpdate, StepCommit, Store
-from cema.config import ServeConfig, ServerConfig
+from cema.config import DeviceConfig, RuntimeConfig, ServeConfig, ServerConfig, UplinkConfig
+from cema.edge import EdgeAgent
+from cema.edge.session import EdgeSession
+from cema.types import NormParameters
 from cema.wire import signing
+from cema.wire.bundle import Bundle, encode_bundle
 from cema.wire.image import encode_image
-from cema.wire.messages import MSGPACK_TYPE, Sample, SampleBatch, encode_msgpack
+from cema.wire.messages import MSGPACK_TYPE, Sample, SampleBatch, UpdateManifest, encode_msgpack
 from cema.wire.tokens import token_digest
+from cema.wire.update import Update, encode_update, open_update
 
 PICTURE = encode_image(np.zeros((4, 4, 3), np.uint8), "png")
 
@@ -157,3 +162,68 @@ def served(config: ServeConfig, store: Store, blobs: BlobStore) -> Iterator[Serv
     with running(server, listener, ready):
         yield made
     made.http.clear()
+
+
+ROLLBACK = "/v1/admin/groups/g/rollback?to={}"
+IMAGES = list(np.random.default_rng(5).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8))
+QUICK = UplinkConfig(max_latency_s=0.05, heartbeat_s=0.2, backoff_min_s=0.01, backoff_max_s=0.05, poll_wait_s=0.5)
+
+
+class Fleet:
+    """Group g with a bundle that runs, three signed versions, and real devices."""
+
+    images, digest = IMAGES, staticmethod(token_digest)
+
+    def __init__(self, service: Any, bundle: Bundle, folder: Path) -> None:
+        self.service, self.bundle, self.folder = service, bundle, folder
+        self.agents: list[EdgeAgent] = []
+        service.store.put_group("g", bundle.manifest.fingerprint, service.blobs.put(encode_bundle(bundle)), "on", 1)
+        self.sent = {version: self.publish(version) for version in (1, 2, 3)}
+
+    def parameters(self, version: int) -> NormParameters:
+        return {n: v * np.float32(1 + version / 10) for n, v in self.bundle.source_parameters().items()}
+
+    def publish(self, version: int) -> bytes:
+        manifest = UpdateManifest(
+            group="g", version=version, fingerprint=self.bundle.manifest.fingerprint, method="m", created_at_ms=1,
+            encoding="float16", domain=7 if version == 1 else msgspec.UNSET,
+        )  # fmt: skip
+        data = encode_update(manifest, self.parameters(version))
+        assert self.service.publish(data) == version
+        return data
+
+    def back(self, to: object, **who: Any) -> Any:
+        return self.service.administer(ROLLBACK.format(to), "POST", **who)
+
+    @property
+    def key(self) -> str:
+        return signing.public_key(signing_key(self.service.config))
+
+    def fetched(self, version: int) -> Update:
+        answer = self.service.call(f"/v1/groups/g/updates/{version}")
+        return open_update(answer.data, self.bundle.manifest, signature=answer.headers["cema-signature"], key=self.key)
+
+    def configured(self, **changes: Any) -> DeviceConfig:
+        config = DeviceConfig(
+            url=self.service.url, group="g", device_id="cam", token="secret-of-cam", public_key=self.key,
+            state_dir=str(self.folder / "state"), uplink=QUICK, runtime=RuntimeConfig(threads=1),
+        )  # fmt: skip
+        return msgspec.structs.replace(config, **changes)
+
+    def device(self, **changes: Any) -> EdgeAgent:
+        """The device cam, always with the same state folder."""
+        agent = EdgeAgent(self.configured(**changes))
+        self.agents.append(agent)
+        return agent
+
+    def said_with(self, parameters: NormParameters) -> list[float]:
+        """The probabilities that a device with these parameters gives to ``images``."""
+        return EdgeSession(self.bundle, parameters, 0, threads=1).predict(np.stack(IMAGES)).confidence_B.tolist()
+
+
+@pytest.fixture
+def fleet(service: Any, tiny_bundle: Bundle, tmp_path: Path) -> Iterator[Fleet]:
+    made = Fleet(service, tiny_bundle, tmp_path)
+    yield made
+    for agent in made.agents:
+        agent.close()

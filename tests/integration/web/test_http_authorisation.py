@@ -67,9 +67,16 @@ OF_PEOPLE = {
     ("GET", "/v1/admin/groups"): Cell(LOOK, "/v1/admin/groups"),
     ("GET", "/v1/admin/groups/{group}"): Cell(LOOK, "/v1/admin/groups/g"),
     ("GET", "/v1/admin/groups/{group}/updates"): Cell(LOOK, "/v1/admin/groups/g/updates"),
+    # 409: there is nothing earlier; test_http_rollback.py has the rest
+    ("POST", "/v1/admin/groups/{group}/rollback"): Cell(CHANGE, "/v1/admin/groups/g/rollback?to=1", 409),
+    ("POST", "/v1/admin/groups/{group}/pause"): Cell(CHANGE, "/v1/admin/groups/g/pause"),
+    ("POST", "/v1/admin/groups/{group}/resume"): Cell(CHANGE, "/v1/admin/groups/g/resume"),
     ("GET", "/v1/admin/devices"): Cell(LOOK, "/v1/admin/devices?group=g"),
     ("POST", "/v1/admin/devices/{name}/revoke"): Cell(CHANGE, "/v1/admin/devices/victim/revoke"),
     ("POST", "/v1/admin/devices/{name}/rotate"): Cell(CHANGE, "/v1/admin/devices/cam/rotate"),
+    ("POST", "/v1/admin/devices/{name}/pause"): Cell(CHANGE, "/v1/admin/devices/cam/pause"),
+    ("POST", "/v1/admin/devices/{name}/resume"): Cell(CHANGE, "/v1/admin/devices/cam/resume"),
+    ("POST", "/v1/admin/devices/{name}/delete-samples"): Cell(CHANGE, "/v1/admin/devices/cam/delete-samples?group=g"),
     ("GET", "/metrics"): Cell(LOOK, "/metrics"),
 }
 

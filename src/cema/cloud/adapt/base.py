@@ -83,6 +83,18 @@ class CloudStatistics:
         """The published methods know no change of the world."""
 
 
+EDGE = "edge."
+"""What the names of the edge model's tensors begin with in every adapter's state."""
+
+
+def restarted(initial: State, parameters: NormParameters) -> State:
+    """The state of a group that starts from these parameters of the edge model: no momentum, the foundation model as it
+    came. A method without such tensors has no state to restart."""
+    own = {f"{EDGE}{name}": value for name, value in parameters.items() if f"{EDGE}{name}" in initial}
+    started = {name: np.ones_like(initial[name]) for name in (f"{EDGE}started",) if name in initial}
+    return {**initial, **own, **started}
+
+
 S = TypeVar("S", bound=msgspec.Struct)
 
 

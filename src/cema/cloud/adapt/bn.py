@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cema.cloud.adapt import Options
-from cema.cloud.adapt.base import CloudStatistics, Metrics, Schedule, State, read_options
+from cema.cloud.adapt.base import EDGE, CloudStatistics, Metrics, Schedule, State, read_options
 from cema.cloud.adapt.norm import Start, Targets, adaptable, follow_statistics, norm_train
 from cema.cloud.adapt.trainable import Trainable
 from cema.types import NormParameters
@@ -51,7 +51,7 @@ class BatchStatistics(CloudStatistics):
         return self.edge.parameters()
 
     def state(self) -> State:
-        return self.edge.state("edge.")
+        return self.edge.state(EDGE)
 
     def load_state(self, state: State) -> None:
-        self.edge.load_state(state, "edge.")
+        self.edge.load_state(state, EDGE)

@@ -24,7 +24,7 @@ from msgspec import Meta
 from torch import nn
 
 from cema.cloud.adapt import Options
-from cema.cloud.adapt.base import Metrics, Schedule, State, StatsOwner, read_options
+from cema.cloud.adapt.base import EDGE, Metrics, Schedule, State, StatsOwner, read_options
 from cema.cloud.adapt.blended import Blended
 from cema.cloud.adapt.losses import edge_loss
 from cema.cloud.adapt.norm import adaptable, norm_train
@@ -138,10 +138,10 @@ class Cema:
         return {**self.edge.parameters(), **self.source}
 
     def state(self) -> State:
-        return self.edge.state("edge.")
+        return self.edge.state(EDGE)
 
     def load_state(self, state: State) -> None:
-        self.edge.load_state(state, "edge.")
+        self.edge.load_state(state, EDGE)
 
 
 class CemaLite(Cema):

@@ -18,7 +18,7 @@ from msgspec import Meta
 from torch import nn
 
 from cema.cloud.adapt import Options
-from cema.cloud.adapt.base import CloudStatistics, Metrics, Schedule, State, read_options
+from cema.cloud.adapt.base import EDGE, CloudStatistics, Metrics, Schedule, State, read_options
 from cema.cloud.adapt.losses import confidence_weight, edge_loss, entropy
 from cema.cloud.adapt.norm import Impl, Start, Targets, adaptable, follow_statistics, norm_train
 from cema.cloud.adapt.precision import Precision, is_reduced
@@ -118,8 +118,8 @@ class CemaPaper(CloudStatistics):
         return self.edge.parameters()
 
     def state(self) -> State:
-        return {**self.edge.state("edge."), **self.foundation.state("foundation.")}
+        return {**self.edge.state(EDGE), **self.foundation.state("foundation.")}
 
     def load_state(self, state: State) -> None:
-        self.edge.load_state(state, "edge.")
+        self.edge.load_state(state, EDGE)
         self.foundation.load_state(state, "foundation.")

@@ -28,7 +28,7 @@ def status(group: str, device: Device, context: ContextOf) -> Response:
             group=row.name,
             fingerprint=row.fingerprint,
             latest_version=row.latest_version,
-            adaptation=row.adaptation,
+            adaptation="on" if row.adapting and device.paused_ms is None else "off",
             server_time_ms=context.clock_ms(),
             samples_seen=row.samples_seen,
             ticks_done=row.ticks_done,

@@ -22,7 +22,7 @@ GROUP_GAUGES: dict[str, tuple[str, Callable[[GroupRow], float]]] = {
     "cema_ticks_done": ("Ticks of the schedule that are over.", lambda g: g.ticks_done),
     "cema_ticks_dropped": ("Ticks missed because the worker was busy.", lambda g: g.ticks_dropped),
     "cema_last_published_seconds": ("Unix time of the last publication.", lambda g: g.last_published_ms / 1000),
-    "cema_adaptation": ("1 = on, 0 = off.", lambda g: float(g.adaptation == "on")),
+    "cema_adaptation": ("1 = on, 0 = off.", lambda g: float(g.adapting)),
 }
 
 

@@ -18,7 +18,9 @@ class GroupRow:
     """State of a group. lineage: rises when a new bundle replaces the old one. latest_version: 0 = source.
 
     samples_seen: images predicted by all devices, cumulative within the lineage. ticks_done: of the schedule.
-    checkpoint: blob of the adaptation state, None before the first step. dirty: stepped since the last publication.
+    checkpoint: blob of the adaptation state, None before the first step and after a rollback. dirty: stepped since the
+    last publication. revision: rises when an operator changes what has been learned: a worker that has the group in
+    memory loads it anew. adaptation: on | off, as configured. paused_ms: since when an operator has it switched off.
     """
 
     name: str
@@ -34,6 +36,13 @@ class GroupRow:
     dirty: bool
     last_published_ms: int
     adaptation: str
+    revision: int = 0
+    paused_ms: int | None = None
+
+    @property
+    def adapting(self) -> bool:
+        """Whether both configuration and operators want the group to adapt."""
+        return self.adaptation == "on" and self.paused_ms is None
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ class DeviceRow:
     """An enrolled device. samples_seen, dropped: as last reported. last_seen_ms: 0 = never.
 
     token_expires_ms: end of the one-time token that it still has to exchange, None = it has a key. rotate: it has been
-    asked to take a new one.
+    asked to take a new one. paused_ms: since when an operator has switched it off.
     """
 
     device_id: str
@@ -53,6 +62,7 @@ class DeviceRow:
     dropped: Mapping[str, int]
     token_expires_ms: int | None = None
     rotate: bool = False
+    paused_ms: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,12 @@ class StoredSample:
 
 @dataclass(frozen=True)
 class UpdateRow:
-    """A published version. blob: sha256 of its bytes (= content id). samples: how many new ones it was trained on."""
+    """A published version. blob: sha256 of its bytes (= content id). samples: how many new ones it was trained on.
+
+    rollback_of: the version that it takes back; restores: the one whose parameters it has again, 0 = source. Both None
+    for a version that was learned. deleted_samples: how many of those that it, or what it goes back to, learned from
+    were deleted since on somebody's wish.
+    """
 
     group: str
     version: int
@@ -95,11 +110,13 @@ class UpdateRow:
     rollback_of: int | None
     samples: int
     metrics: Mapping[str, float]
+    restores: int | None = None
+    deleted_samples: int = 0
 
 
 @dataclass(frozen=True)
 class NewUpdate:
-    """A version to be published: its bytes already lie in the blob store."""
+    """A version to be published: its bytes are in the blob store. rollback_of, restores: as in ``UpdateRow``."""
 
     version: int
     blob: str
@@ -108,6 +125,7 @@ class NewUpdate:
     method: str
     metrics: Mapping[str, float] = field(default_factory=dict)
     rollback_of: int | None = None
+    restores: int | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +162,10 @@ class Store(Protocol):
 
     def groups(self) -> list[GroupRow]: ...
 
+    def pause(self, group: str, paused: bool, now_ms: int) -> GroupRow:
+        """Switch adaptation of a group off or on, whatever its configuration says. Whoever holds the lease loses it: no
+        version comes after this. The same again changes nothing."""
+
     def latest_versions(self) -> dict[str, int]:
         """Latest version of every group, cheap: the long poll looks here."""
 
@@ -173,6 +195,9 @@ class Store(Protocol):
     def ask_rotation(self, device_id: str) -> DeviceRow:
         """Note that a device shall take a new key; forgotten once it has. Revoked ones are not found."""
 
+    def pause_device(self, device_id: str, paused: bool, now_ms: int) -> DeviceRow:
+        """As ``pause``, for one device: it runs the source and uploads nothing. Revoked ones are not found."""
+
     # users
     def add_user(self, name: str, role: str, token_sha256: str, now_ms: int) -> UserRow:
         """Raises ConflictError if the user exists and is not revoked."""
@@ -195,12 +220,23 @@ class Store(Protocol):
     def replay(self, group: str, after_row: int = 0) -> list[StoredSample]:
         """Samples in replay with row_id > after_row, in order."""
 
+    def delete_samples(self, device_id: str, group: str | None = None) -> dict[str, int]:
+        """Delete the pictures of a device, of one group or all, for good, and forget whose the samples were. Returns
+        how many it was by group, groups without any left out. Versions that learned from one of them say so from now
+        on (``UpdateRow.deleted_samples``), and so will those that go on from there. The random ids are remembered as
+        usual, so that a late repetition brings nothing back. Whoever holds the lease of such a group loses it.
+        Raises NotFoundError for an unknown device or group."""
+
+    def expire_samples(self, before_ms: int, keep: int) -> dict[str, int]:
+        """Delete the pictures of samples that came before ``before_ms``, and of all but the newest ``keep`` of each
+        group. Returns how many it was, as ``delete_samples``; whoever holds the lease of such a group loses it."""
+
     # work
     def claim(
         self, worker: str, now_ms: int, *, lease_ms: int, tick_images: int, publish_interval_ms: int
     ) -> GroupRow | None:
         """Lease one group that has a tick due (samples_seen // tick_images > ticks_done), or is dirty and was last
-        published at least publish_interval_ms ago; not under a living lease (not even its own), adaptation on.
+        published at least publish_interval_ms ago; not under a living lease (not even its own), adapting.
         Least recently served first."""
 
     def renew(self, group: str, worker: str, now_ms: int, lease_ms: int) -> bool:
@@ -210,6 +246,11 @@ class Store(Protocol):
 
     def commit_step(self, step: StepCommit, now_ms: int) -> None:
         """Raises ConflictError if lease, lineage or version are no longer ours: nothing is changed."""
+
+    def roll_back(self, group: str, lineage: int, update: NewUpdate, now_ms: int) -> GroupRow:
+        """Publish a rollback, and take the group back to where it was at ``update.restores``: no checkpoint, and what
+        was learned later leaves replay (its payload is deleted). Whoever holds the lease loses it, so that a step under
+        way changes nothing. Raises ConflictError if lineage or version are no longer what ``update`` was made for."""
 
     # updates
     def update(self, group: str, version: int) -> UpdateRow: ...

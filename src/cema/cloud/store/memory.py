@@ -1,7 +1,6 @@
 """MemoryStore and MemoryBlobs: the contract in one process, for the benchmark's lock-step simulator and for tests.
 
-Nothing survives the process. One lock makes every method a transaction; a step is checked completely before the
-first change.
+Nothing survives it. One lock makes every method a transaction; a step is checked completely before the first change.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Concatenate, ParamSpec, TypeVar
 
-from cema.cloud.store.base import DeviceRow, GroupRow, StepCommit, StoredSample, UpdateRow, UserRow
-from cema.cloud.store.checks import base_mismatches, check_step
+from cema.cloud.store.base import DeviceRow, GroupRow, NewUpdate, StepCommit, StoredSample, UpdateRow, UserRow
+from cema.cloud.store.checks import base_mismatches, check_lineage, check_step, check_version
 from cema.cloud.store.memory_credentials import MemoryCredentials
 from cema.cloud.store.memory_group import MemoryGroup
 from cema.errors import NotFoundError
@@ -40,7 +39,6 @@ class MemoryStore:
         self._lock = threading.RLock()
         self._groups: dict[str, MemoryGroup] = {}
         self._credentials = MemoryCredentials()
-        self._boots: dict[tuple[str, bytes], tuple[int, int]] = {}  # -> samples_seen, last_seen_ms
         self._rows = 0
         self._garbage: set[str] = set()
 
@@ -62,8 +60,10 @@ class MemoryStore:
         row = GroupRow(name, fingerprint, lineage, bundle_blob, version, 0, 0, 0, 0, None, False, 0, adaptation)
         self._groups[name] = new = MemoryGroup(row)
         if old is not None:
+            new.row = replace(row, revision=old.row.revision, paused_ms=old.row.paused_ms)
             new.served, new.ids, new.updates = old.served, old.ids, old.updates
             new.learned = {v: ids for v, ids in old.learned.items() if v <= version}
+            new.owners, new.deleted = old.owners, old.deleted
             self._discard([old.row.bundle_blob, old.row.checkpoint])
         return new.public()
 
@@ -74,6 +74,12 @@ class MemoryStore:
     @_locked
     def groups(self) -> list[GroupRow]:
         return [self._groups[name].public() for name in sorted(self._groups)]
+
+    @_locked
+    def pause(self, group: str, paused: bool, now_ms: int) -> GroupRow:
+        found = self._find(group)
+        found.pause(paused, now_ms)
+        return found.public()
 
     @_locked
     def latest_versions(self) -> dict[str, int]:
@@ -115,6 +121,10 @@ class MemoryStore:
     def ask_rotation(self, device_id: str) -> DeviceRow:
         return self._credentials.ask_rotation(device_id)
 
+    @_locked
+    def pause_device(self, device_id: str, paused: bool, now_ms: int) -> DeviceRow:
+        return self._credentials.pause(device_id, paused, now_ms)
+
     # users
 
     @_locked
@@ -138,7 +148,7 @@ class MemoryStore:
     @_locked
     def add_samples(self, group: str, batch: SampleBatch, now_ms: int) -> UploadReceipt:
         found = self._find(group)
-        growth = self._account_for_boot(batch, now_ms)
+        growth = self._credentials.account_for_boot(batch, now_ms)
         fits, accepted = batch.fingerprint == found.row.fingerprint, 0
         if fits:
             found.row = replace(found.row, samples_seen=found.row.samples_seen + growth)
@@ -168,6 +178,18 @@ class MemoryStore:
     def replay(self, group: str, after_row: int = 0) -> list[StoredSample]:
         return [sample for row, sample in sorted(self._find(group).replay.items()) if row > after_row]
 
+    @_locked
+    def delete_samples(self, device_id: str, group: str | None = None) -> dict[str, int]:
+        self._credentials.find(device_id)
+        names = self._groups if group is None else [group]
+        counts = ((name, self._find(name).delete_of_device(device_id)) for name in names)
+        return {name: count for name, count in counts if count}
+
+    @_locked
+    def expire_samples(self, before_ms: int, keep: int) -> dict[str, int]:
+        counts = ((name, found.expire(before_ms, keep)) for name, found in self._groups.items())
+        return {name: count for name, count in counts if count}
+
     # work
 
     @_locked
@@ -175,11 +197,7 @@ class MemoryStore:
         self, worker: str, now_ms: int, *, lease_ms: int, tick_images: int, publish_interval_ms: int
     ) -> GroupRow | None:
         for group in sorted(self._groups.values(), key=lambda group: (group.served, group.row.name)):
-            row = group.row
-            tick_due = row.samples_seen // tick_images > row.ticks_done
-            publication_due = row.dirty and row.last_published_ms <= now_ms - publish_interval_ms
-            free = group.worker is None or group.lease_until_ms <= now_ms
-            if row.adaptation == "on" and (tick_due or publication_due) and free:
+            if group.due(now_ms, tick_images, publish_interval_ms):
                 group.worker, group.lease_until_ms = worker, now_ms + lease_ms
                 group.served = max(g.served for g in self._groups.values()) + 1
                 return group.public()
@@ -212,6 +230,15 @@ class MemoryStore:
         if step.update is not None:
             group.publish(step.update, now_ms)
 
+    @_locked
+    def roll_back(self, group: str, lineage: int, update: NewUpdate, now_ms: int) -> GroupRow:
+        found = self._find(group)
+        check_lineage(group, lineage, found.row.lineage)
+        check_version(group, update.version, found.row.latest_version)
+        self._discard([found.row.checkpoint])
+        found.roll_back(update, now_ms)
+        return found.public()
+
     # updates
 
     @_locked
@@ -236,15 +263,8 @@ class MemoryStore:
     @_locked
     def forget(self, now_ms: int, *, id_memory_ms: int, keep_versions: int) -> list[str]:
         for group in self._groups.values():
-            kept = {sample.sample_id for sample in (*group.pending.values(), *group.replay.values())}
-            group.ids = {i: at for i, at in group.ids.items() if i in kept or at >= now_ms - id_memory_ms}
-            for version in [v for v in group.updates if v <= group.row.latest_version - keep_versions]:
-                self._discard([group.updates.pop(version).blob])
-            group.learned = {v: [i for i in ids if i in group.ids] for v, ids in group.learned.items()}
-        last_seen = {device.device_id: device.last_seen_ms for device in self._credentials.devices.values()}
-        for (device_id, boot_id), (_, at) in list(self._boots.items()):
-            if at < min(now_ms - id_memory_ms, last_seen.get(device_id, 0)):
-                del self._boots[device_id, boot_id]
+            self._discard(group.forget(now_ms - id_memory_ms, keep_versions))
+        self._credentials.forget_boots(now_ms - id_memory_ms)
         rows = [group.row for group in self._groups.values()]
         living = {row.bundle_blob for row in rows} | {row.checkpoint for row in rows}
         living |= {update.blob for group in self._groups.values() for update in group.updates.values()}
@@ -255,17 +275,6 @@ class MemoryStore:
         if name not in self._groups:
             raise NotFoundError(f"there is no group {name!r}")
         return self._groups[name]
-
-    def _account_for_boot(self, batch: SampleBatch, now_ms: int) -> int:
-        before, _ = self._boots.get((batch.device_id, batch.boot_id), (0, 0))
-        self._boots[batch.device_id, batch.boot_id] = (max(before, batch.samples_seen), now_ms)
-        devices = self._credentials.devices
-        if batch.device_id in devices:
-            device = replace(devices[batch.device_id], last_seen_ms=now_ms)
-            if batch.samples_seen >= before:
-                device = replace(device, samples_seen=batch.samples_seen, dropped=dict(batch.dropped))
-            devices[batch.device_id] = device
-        return max(0, batch.samples_seen - before)
 
     def _discard(self, blobs: Iterable[str | None]) -> None:
         self._garbage.update(blob for blob in blobs if blob is not None)

@@ -1,4 +1,7 @@
-"""Devices and users of the MemoryStore, by the sha256 of their secrets. The store's lock is held by the caller."""
+"""Devices and users of the MemoryStore, by the sha256 of their secrets, and what devices report of their boots.
+
+The store's lock is held by the caller.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,40 @@ from dataclasses import dataclass, field, replace
 from cema.cloud.store.base import DeviceRow, UserRow
 from cema.cloud.store.checks import check_proposal
 from cema.errors import ConflictError, NotFoundError
+from cema.wire.messages import SampleBatch
 
 
 @dataclass
 class MemoryCredentials:
-    """tokens, proposed: device by what it has and by what it has proposed. user_tokens: user by token."""
+    """tokens, proposed: device by what it has and by what it has proposed. user_tokens: user by token.
+
+    boots: (samples_seen, last_seen_ms) by device and boot.
+    """
 
     devices: dict[str, DeviceRow] = field(default_factory=dict)
     users: dict[str, UserRow] = field(default_factory=dict)
     tokens: dict[str, str] = field(default_factory=dict)
     proposed: dict[str, str] = field(default_factory=dict)
     user_tokens: dict[str, str] = field(default_factory=dict)
+    boots: dict[tuple[str, bytes], tuple[int, int]] = field(default_factory=dict)
+
+    def account_for_boot(self, batch: SampleBatch, now_ms: int) -> int:
+        """Take over a report; returns by how many images it is ahead of the last one of its boot (never < 0)."""
+        before, _ = self.boots.get((batch.device_id, batch.boot_id), (0, 0))
+        self.boots[batch.device_id, batch.boot_id] = (max(before, batch.samples_seen), now_ms)
+        if batch.device_id in self.devices:
+            device = replace(self.devices[batch.device_id], last_seen_ms=now_ms)
+            if batch.samples_seen >= before:
+                device = replace(device, samples_seen=batch.samples_seen, dropped=dict(batch.dropped))
+            self.devices[batch.device_id] = device
+        return max(0, batch.samples_seen - before)
+
+    def forget_boots(self, before_ms: int) -> None:
+        """A device's last boot stays, however old: it may go on counting where it was."""
+        last_seen = {device.device_id: device.last_seen_ms for device in self.devices.values()}
+        for (device_id, boot_id), (_, at) in list(self.boots.items()):
+            if at < min(before_ms, last_seen.get(device_id, 0)):
+                del self.boots[device_id, boot_id]
 
     def enrol(self, device: DeviceRow, token_sha256: str) -> DeviceRow:
         old = self.devices.get(device.device_id)
@@ -29,7 +55,7 @@ class MemoryCredentials:
         return device
 
     def revoke(self, device_id: str, now_ms: int) -> DeviceRow:
-        device = self._device(device_id)
+        device = self.find(device_id)
         if device.revoked_ms is None:
             self.devices[device_id] = device = replace(device, revoked_ms=now_ms)
         return device
@@ -55,10 +81,13 @@ class MemoryCredentials:
         return device
 
     def ask_rotation(self, device_id: str) -> DeviceRow:
-        device = self._device(device_id)
-        if device.revoked_ms is not None:
-            raise NotFoundError(f"there is no device {device_id!r}")
-        self.devices[device_id] = replace(device, rotate=True)
+        self.devices[device_id] = replace(self._living(device_id), rotate=True)
+        return self.devices[device_id]
+
+    def pause(self, device_id: str, paused: bool, now_ms: int) -> DeviceRow:
+        device = self._living(device_id)
+        if paused != (device.paused_ms is not None):
+            self.devices[device_id] = replace(device, paused_ms=now_ms if paused else None)
         return self.devices[device_id]
 
     def add_user(self, user: UserRow, token_sha256: str) -> UserRow:
@@ -81,10 +110,16 @@ class MemoryCredentials:
         user = self.users.get(self.user_tokens.get(token_sha256, ""))
         return None if user is None or user.revoked_ms is not None else user
 
-    def _device(self, device_id: str) -> DeviceRow:
+    def find(self, device_id: str) -> DeviceRow:
         if device_id not in self.devices:
             raise NotFoundError(f"there is no device {device_id!r}")
         return self.devices[device_id]
+
+    def _living(self, device_id: str) -> DeviceRow:
+        device = self.find(device_id)
+        if device.revoked_ms is not None:
+            raise NotFoundError(f"there is no device {device_id!r}")
+        return device
 
     def _known(self, token_sha256: str) -> DeviceRow | None:
         device = self.devices.get(self.tokens.get(token_sha256) or self.proposed.get(token_sha256, ""))

@@ -7,6 +7,7 @@ This file owns engine, transactions and groups. What happens inside the transact
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,15 +16,19 @@ from sqlalchemy import Connection, Engine, create_engine, event, insert, select,
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import SQLAlchemyError
 
-from cema.cloud.store import sql_credentials, sql_samples, sql_updates, sql_work
-from cema.cloud.store.base import DeviceRow, GroupRow, StepCommit, StoredSample, UpdateRow, UserRow
+from cema.cloud.store import sql_credentials, sql_deletion, sql_samples, sql_updates, sql_work
+from cema.cloud.store.base import DeviceRow, GroupRow, NewUpdate, StepCommit, StoredSample, UpdateRow, UserRow
 from cema.cloud.store.migrate import migrate
 from cema.cloud.store.sql_tables import as_device, as_group, find_group, group_rows, groups
 from cema.errors import NotFoundError, StorageError
 from cema.wire.messages import SampleBatch, UploadReceipt
 
+log = logging.getLogger(__name__)
+
 BUSY_TIMEOUT_MS = 20_000
 """How long a writer waits for another process; a transaction takes milliseconds, so this means "stuck"."""
+CUT_TIMEOUT_MS = 1000
+"""How long cutting the log may wait for readers: writers wait with it."""
 POOL_CONNECTIONS = 40
 """As many as the web process has threads: nobody waits for a connection."""
 
@@ -73,6 +78,20 @@ class SqlStore:
         except SQLAlchemyError as error:
             raise _storage_error(error) from error
 
+    def _cut_log(self) -> None:
+        """What was deleted is in the write-ahead log as well, until that is written back and cut."""
+        raw = self._engine.raw_connection()
+        try:
+            cursor = raw.cursor()
+            cursor.execute(f"PRAGMA busy_timeout={CUT_TIMEOUT_MS}")
+            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            answer = cursor.fetchone()  # whether somebody was in the way, and two counts
+            cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+        finally:
+            raw.close()
+        if answer is None or answer[0]:
+            log.warning("deleted pictures stay in the database's -wal file until nobody reads: delete once more then")
+
     # groups
 
     def put_group(self, name: str, fingerprint: str, bundle_blob: str, adaptation: str, now_ms: int) -> GroupRow:
@@ -86,7 +105,7 @@ class SqlStore:
             if old["fingerprint"] != fingerprint:
                 sql_work.end_lineage(connection, old)
                 fresh = _new_group(name, fingerprint, bundle_blob, adaptation)
-                kept = {"latest_version", "served"}
+                kept = {"latest_version", "served", "revision", "paused_ms"}
                 changes = {key: value for key, value in fresh.items() if key not in kept}
                 changes["lineage"] = old["lineage"] + 1
             connection.execute(update(groups).where(groups.c.name == name).values(changes))
@@ -99,6 +118,10 @@ class SqlStore:
     def groups(self) -> list[GroupRow]:
         with self._read() as connection:
             return [as_group(row) for row in connection.execute(group_rows.order_by(groups.c.name)).mappings()]
+
+    def pause(self, group: str, paused: bool, now_ms: int) -> GroupRow:
+        with self._write() as connection:
+            return sql_work.pause(connection, group, paused, now_ms)
 
     def latest_versions(self) -> dict[str, int]:
         with self._read() as connection:
@@ -141,6 +164,10 @@ class SqlStore:
         with self._write() as connection:
             return sql_credentials.ask_rotation(connection, device_id)
 
+    def pause_device(self, device_id: str, paused: bool, now_ms: int) -> DeviceRow:
+        with self._write() as connection:
+            return sql_credentials.pause(connection, device_id, paused, now_ms)
+
     # users
 
     def add_user(self, name: str, role: str, token_sha256: str, now_ms: int) -> UserRow:
@@ -173,6 +200,19 @@ class SqlStore:
         with self._read() as connection:
             return sql_samples.replay(connection, group, after_row)
 
+    def delete_samples(self, device_id: str, group: str | None = None) -> dict[str, int]:
+        with self._write() as connection:
+            # nothing of the pictures may be left in the pages of the file that are free now
+            connection.exec_driver_sql("PRAGMA secure_delete = ON")
+            counts = sql_deletion.delete_of_device(connection, device_id, group)
+            connection.exec_driver_sql("PRAGMA secure_delete = OFF")
+        self._cut_log()
+        return counts
+
+    def expire_samples(self, before_ms: int, keep: int) -> dict[str, int]:
+        with self._write() as connection:
+            return sql_deletion.expire(connection, before_ms, keep)
+
     # work
 
     def claim(
@@ -196,6 +236,10 @@ class SqlStore:
     def commit_step(self, step: StepCommit, now_ms: int) -> None:
         with self._write() as connection:
             sql_work.commit_step(connection, step, now_ms)
+
+    def roll_back(self, group: str, lineage: int, update: NewUpdate, now_ms: int) -> GroupRow:
+        with self._write() as connection:
+            return sql_work.roll_back(connection, group, lineage, update, now_ms)
 
     # updates
 
@@ -235,6 +279,8 @@ def _new_group(name: str, fingerprint: str, bundle_blob: str, adaptation: str) -
         "worker": None,
         "lease_until_ms": 0,
         "served": 0,
+        "revision": 0,
+        "paused_ms": None,
     }
 
 

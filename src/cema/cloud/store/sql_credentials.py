@@ -30,6 +30,7 @@ def enrol(
         "token_expires_ms": token_expires_ms,
         "next_sha256": None,
         "rotate": False,
+        "paused_ms": None,
     }
     find_group(connection, group)
     old = _device(connection, device_id)
@@ -42,13 +43,13 @@ def enrol(
         )
     else:
         _change(connection, device_id, fresh)
-    return _found(connection, device_id)
+    return found(connection, device_id)
 
 
 def revoke(connection: Connection, device_id: str, now_ms: int) -> DeviceRow:
     living = update(devices).where(devices.c.device_id == device_id, devices.c.revoked_ms.is_(None))
     connection.execute(living.values(revoked_ms=now_ms))
-    return _found(connection, device_id)
+    return found(connection, device_id)
 
 
 def listed(connection: Connection, group: str | None) -> list[DeviceRow]:
@@ -82,7 +83,7 @@ def propose(connection: Connection, token_sha256: str, key_sha256: str) -> Devic
         one_time, bought = row["token_expires_ms"] is not None, row["next_sha256"] is not None
         check_proposal(row["device_id"], one_time, bought, _taken(connection, key_sha256))
         _change(connection, row["device_id"], {"next_sha256": key_sha256})
-    return _found(connection, row["device_id"])
+    return found(connection, row["device_id"])
 
 
 def changed_ms(connection: Connection) -> int:
@@ -91,11 +92,15 @@ def changed_ms(connection: Connection) -> int:
 
 
 def ask_rotation(connection: Connection, device_id: str) -> DeviceRow:
-    row = _device(connection, device_id)
-    if row is None or row["revoked_ms"] is not None:
-        raise _unknown_device(device_id)
+    _living(connection, device_id)
     _change(connection, device_id, {"rotate": True})
-    return _found(connection, device_id)
+    return found(connection, device_id)
+
+
+def pause(connection: Connection, device_id: str, paused: bool, now_ms: int) -> DeviceRow:
+    if paused != (_living(connection, device_id)["paused_ms"] is not None):
+        _change(connection, device_id, {"paused_ms": now_ms if paused else None})
+    return found(connection, device_id)
 
 
 def add_user(connection: Connection, name: str, role: str, token_sha256: str, now_ms: int) -> UserRow:
@@ -148,7 +153,14 @@ def _device(connection: Connection, device_id: str) -> RowMapping | None:
     return connection.execute(select(devices).where(devices.c.device_id == device_id)).mappings().one_or_none()
 
 
-def _found(connection: Connection, device_id: str) -> DeviceRow:
+def _living(connection: Connection, device_id: str) -> RowMapping:
+    row = _device(connection, device_id)
+    if row is None or row["revoked_ms"] is not None:
+        raise _unknown_device(device_id)
+    return row
+
+
+def found(connection: Connection, device_id: str) -> DeviceRow:
     row = _device(connection, device_id)
     if row is None:
         raise _unknown_device(device_id)

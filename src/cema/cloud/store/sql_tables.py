@@ -2,7 +2,7 @@
 
 ``migrations/versions`` creates them; a contract test compares both. Payloads have their own table, so that a change
 of a sample's state never rewrites its image. A sample's life: pending -> replay -> gone; the row of a gone sample
-remembers its id until ``forget``.
+remembers its id until ``forget``. One that was deleted on somebody's wish is ``deleted`` instead, and nobody's.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sqlalchemy import (
 from cema.cloud.store.base import DeviceRow, GroupRow, UpdateRow, UserRow
 from cema.errors import NotFoundError
 
-PENDING, REPLAY, GONE = "pending", "replay", "gone"
+PENDING, REPLAY, GONE, DELETED = "pending", "replay", "gone", "deleted"
 
 metadata = MetaData()
 
@@ -52,6 +52,8 @@ groups = Table(
     Column("worker", String),  # who holds the lease, None = free
     Column("lease_until_ms", BigInteger, nullable=False),
     Column("served", BigInteger, nullable=False),  # rises with every claim: the lowest is served next
+    Column("revision", Integer, nullable=False, server_default="0"),
+    Column("paused_ms", BigInteger),
 )
 
 devices = Table(
@@ -68,6 +70,7 @@ devices = Table(
     Column("token_expires_ms", BigInteger),  # of a one-time token; None: token_sha256 is that of a key
     Column("next_sha256", String),  # of the key that replaces token_sha256 as soon as it is used
     Column("rotate", Boolean, nullable=False, server_default=false()),
+    Column("paused_ms", BigInteger),
     Index("ix_devices_next_sha256", "next_sha256", unique=True),
 )
 
@@ -130,6 +133,8 @@ updates = Table(
     Column("rollback_of", Integer),
     Column("samples", Integer, nullable=False),
     Column("metrics", JSON, nullable=False),
+    Column("restores", Integer),
+    Column("deleted_samples", Integer, nullable=False, server_default="0"),
 )
 
 garbage = Table("garbage", metadata, Column("blob", String, primary_key=True))

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, RowMapping, delete, exists, func, insert, select, union, update
+from sqlalchemy import Connection, RowMapping, delete, exists, func, insert, select, union
 
 from cema.cloud.store.base import NewUpdate, UpdateRow
 from cema.cloud.store.sql_tables import (
+    DELETED,
     GONE,
     as_update,
     boots,
@@ -49,10 +50,8 @@ def learned_from(connection: Connection, group: str, version: int) -> list[bytes
 
 
 def publish(connection: Connection, group: RowMapping, new: NewUpdate, now_ms: int) -> None:
-    """Insert the row of a version. Samples used since the last one are its lineage; a rollback learned nothing."""
+    """Insert the row of a version. Samples used since the last one are its lineage."""
     learned = (samples.c.group_name == group["name"]) & (samples.c.version == new.version)
-    if new.rollback_of is not None:
-        connection.execute(update(samples).where(learned).values(version=new.version + 1))
     count = connection.execute(select(func.count()).select_from(samples).where(learned)).scalar_one()
     connection.execute(
         insert(updates).values(
@@ -67,8 +66,21 @@ def publish(connection: Connection, group: RowMapping, new: NewUpdate, now_ms: i
             rollback_of=new.rollback_of,
             samples=count,
             metrics=dict(new.metrics),
+            restores=new.restores,
+            deleted_samples=_deleted(connection, group, new),
         )
     )
+
+
+def _deleted(connection: Connection, group: RowMapping, new: NewUpdate) -> int:
+    """What the version that this one goes back to has learned from and is deleted, and the same of this one."""
+    parent = group["latest_version"] if new.restores is None else new.restores
+    same = (updates.c.group_name == group["name"]) & (updates.c.fingerprint == group["fingerprint"])
+    inherited = select(updates.c.deleted_samples).where(same, updates.c.version == parent)
+    own = select(func.count()).where(
+        samples.c.group_name == group["name"], samples.c.version == new.version, samples.c.state == DELETED
+    )
+    return (connection.execute(inherited).scalar_one_or_none() or 0) + connection.execute(own).scalar_one()
 
 
 def discard(connection: Connection, blobs: Iterable[str | None]) -> None:
@@ -80,7 +92,8 @@ def discard(connection: Connection, blobs: Iterable[str | None]) -> None:
 
 def forget(connection: Connection, before_ms: int, keep_versions: int) -> list[str]:
     """Drop ids, boots and versions that are old enough; returns the blobs to delete."""
-    connection.execute(delete(samples).where(samples.c.state == GONE, samples.c.received_ms < before_ms))
+    old_ids = samples.c.state.in_((GONE, DELETED)) & (samples.c.received_ms < before_ms)
+    connection.execute(delete(samples).where(old_ids))
     _forget_boots(connection, before_ms)
     newest_of = select(groups.c.latest_version).where(groups.c.name == updates.c.group_name).scalar_subquery()
     old = updates.c.version <= newest_of - keep_versions

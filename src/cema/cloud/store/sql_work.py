@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, delete, func, or_, select, update
 
-from cema.cloud.store.base import GroupRow, StepCommit
-from cema.cloud.store.checks import check_step
+from cema.cloud.store.base import GroupRow, NewUpdate, StepCommit
+from cema.cloud.store.checks import check_lineage, check_step, check_version
 from cema.cloud.store.sql_tables import GONE, PENDING, REPLAY, as_group, find_group, groups, payloads, samples
 from cema.cloud.store.sql_updates import discard, publish
 from cema.errors import ConflictError
@@ -26,7 +26,7 @@ def due(now_ms: int, tick_images: int, publish_interval_ms: int) -> Select[Any]:
     free = column.worker.is_(None) | (column.lease_until_ms <= now_ms)
     return (
         select(column.name)
-        .where(column.adaptation == "on", or_(tick_due, publication_due), free)
+        .where(column.adaptation == "on", column.paused_ms.is_(None), or_(tick_due, publication_due), free)
         .order_by(column.served, column.name)
         .limit(1)
     )
@@ -71,16 +71,54 @@ def commit_step(connection: Connection, step: StepCommit, now_ms: int) -> None:
     connection.execute(update(groups).where(groups.c.name == step.group).values(changes))
 
 
+def pause(connection: Connection, name: str, paused: bool, now_ms: int) -> GroupRow:
+    group = find_group(connection, name)
+    if paused != (group["paused_ms"] is not None):
+        changes = {"paused_ms": now_ms, "worker": None, "lease_until_ms": 0} if paused else {"paused_ms": None}
+        connection.execute(update(groups).where(groups.c.name == name).values(changes))
+    return as_group(find_group(connection, name))
+
+
+def roll_back(connection: Connection, name: str, lineage: int, new: NewUpdate, now_ms: int) -> GroupRow:
+    """Raises ConflictError; the caller's transaction then rolls back."""
+    group = find_group(connection, name)
+    check_lineage(name, lineage, group["lineage"])
+    check_version(name, new.version, group["latest_version"])
+    assert new.restores is not None
+    drop(connection, (samples.c.group_name == name) & (samples.c.version > new.restores))
+    _unlearn(connection, group)
+    discard(connection, [group["checkpoint"]])
+    publish(connection, group, new, now_ms)
+    changes = {"checkpoint": None, "dirty": False, "latest_version": new.version, "last_published_ms": now_ms}
+    connection.execute(update(groups).where(groups.c.name == name).values(changes))
+    take_away(connection, name)
+    return as_group(find_group(connection, name))
+
+
+def take_away(connection: Connection, name: str) -> None:
+    """Whoever holds the lease loses it; who has the group in memory loads it anew."""
+    changes = {"revision": groups.c.revision + 1, "worker": None, "lease_until_ms": 0}
+    connection.execute(update(groups).where(groups.c.name == name).values(changes))
+
+
 def end_lineage(connection: Connection, group: RowMapping) -> None:
     """Drop pending samples, replay and checkpoint of a group that gets another bundle."""
-    ours = samples.c.group_name == group["name"]
-    connection.execute(
-        delete(payloads).where(payloads.c.row_id.in_(select(samples.c.row_id).where(ours, samples.c.state != GONE)))
-    )
-    connection.execute(update(samples).where(ours, samples.c.state != GONE).values(state=GONE))
-    unpublished = samples.c.version > group["latest_version"]
-    connection.execute(update(samples).where(ours, unpublished).values(version=None))
+    drop(connection, samples.c.group_name == group["name"])
+    _unlearn(connection, group)
     discard(connection, [group["checkpoint"], group["bundle_blob"]])
+
+
+def drop(connection: Connection, chosen: ColumnElement[bool]) -> None:
+    """Delete the payloads of these samples; their ids are remembered."""
+    chosen = chosen & samples.c.state.in_((PENDING, REPLAY))
+    connection.execute(delete(payloads).where(payloads.c.row_id.in_(select(samples.c.row_id).where(chosen))))
+    connection.execute(update(samples).where(chosen).values(state=GONE))
+
+
+def _unlearn(connection: Connection, group: RowMapping) -> None:
+    """What was used since the last version is in none: that learning is thrown away."""
+    unpublished = (samples.c.group_name == group["name"]) & (samples.c.version > group["latest_version"])
+    connection.execute(update(samples).where(unpublished).values(version=None))
 
 
 def _move(connection: Connection, group: str, rows: Sequence[int], state: str, change: dict[str, Any]) -> None:

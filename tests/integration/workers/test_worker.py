@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -11,110 +13,17 @@ import pytest
 import torch
 
 from cema.cloud.adapt.cema_paper import CemaPaper
-from cema.cloud.export import build_bundle
-from cema.cloud.int8 import quantised
 from cema.cloud.keys import signing_key
-from cema.cloud.models import load_model
 from cema.cloud.pool import ModelPool
-from cema.cloud.registry import register_groups
-from cema.cloud.store import open_store
-from cema.cloud.store.base import BlobStore, Store
-from cema.cloud.worker import HOUSEKEEPING_INTERVAL_S, Worker
-from cema.config import GroupConfig, ServeConfig, ServerConfig, WorkerConfig
+from cema.cloud.worker import HOUSEKEEPING_INTERVAL_S
 from cema.edge.session import EdgeSession
 from cema.wire import signing
-from cema.wire.bundle import encode_bundle, load_bundle
-from cema.wire.image import encode_image
-from cema.wire.messages import Preprocess, Sample, SampleBatch
+from cema.wire.bundle import load_bundle
 from cema.wire.update import open_update
 
-MODELS = """
-import torch
-from torch import nn
 
-def net(seed):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                         nn.Linear(4, 3))
-
-def edge():
-    return net(1)
-
-def other_edge():
-    return net(2)
-
-def foundation():
-    return net(3)
-"""
-
-
-class Cloud:
-    def __init__(
-        self,
-        folder: Path,
-        edge_models: dict[str, str],
-        data_dir: Path | None = None,
-        *,
-        int8: bool = False,
-        method: str = "cema-paper",
-    ) -> None:
-        self.now_ms, self.sent = 1_000_000, 0
-        model = load_model("worker_models:edge")
-        self.bundle = build_bundle(
-            model.module, name=model.name, preprocess=Preprocess(size=(8, 8)), classes=["a", "b", "c"]
-        )
-        if int8:
-            pictures = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), np.uint8)
-            self.bundle, _ = quantised(self.bundle, pictures)
-        (folder / "edge.bundle").write_bytes(encode_bundle(self.bundle))
-        groups = {
-            name: GroupConfig(
-                bundle=str(folder / "edge.bundle"),
-                edge_model=edge,
-                foundation_model="worker_models:foundation",
-                method=method,
-            )
-            for name, edge in edge_models.items()
-        }
-        self.config = ServeConfig(
-            groups=groups, server=ServerConfig(data_dir=str(data_dir or folder / "data")),
-            worker=WorkerConfig(publish_min_interval_s=0),
-        )  # fmt: skip
-        self.store: Store
-        self.blobs: BlobStore
-        self.store, self.blobs = open_store(self.config)
-        register_groups(self.config, self.store, self.blobs, self.now_ms)
-
-    def worker(self, name: str = "w") -> Worker:
-        return Worker(self.config, self.store, self.blobs, name=name, clock_ms=lambda: self.now_ms)
-
-    def upload(self, group: str, count: int) -> None:
-        rng = np.random.default_rng(self.sent)
-        samples = [
-            Sample(
-                sample_id=(self.sent + i).to_bytes(16, "big"), seq=i, codec="png", label=0, probability=0.5,
-                image=encode_image(rng.integers(0, 256, (8, 8, 3), np.uint8), "png"), entropy=0.5, update_version=0,
-                captured_at_ms=0,
-            )
-            for i in range(count)
-        ]  # fmt: skip
-        self.sent += count
-        batch = SampleBatch(
-            device_id=group, boot_id=self.sent.to_bytes(16, "big"), samples_seen=64, samples=samples,
-            fingerprint=self.bundle.manifest.fingerprint,
-        )  # fmt: skip
-        self.store.add_samples(group, batch, self.now_ms)
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "worker_models.py").write_text(MODELS)
-    monkeypatch.syspath_prepend(tmp_path)
-    return tmp_path
-
-
-def test_worker_turns_uploads_into_a_signed_version(folder: Path) -> None:
-    cloud = Cloud(folder, {"g": "worker_models:edge"})
+def test_worker_turns_uploads_into_a_signed_version(folder: Path, make_cloud: Callable[..., Any]) -> None:
+    cloud = make_cloud("g")
     worker = cloud.worker()
     assert not worker.once()
     cloud.upload("g", 32)
@@ -129,8 +38,10 @@ def test_worker_turns_uploads_into_a_signed_version(folder: Path) -> None:
     assert not worker.once()
 
 
-def test_devices_in_int8_are_served_by_the_float_model(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    cloud = Cloud(folder, {"g": "worker_models:edge", "wrong": "worker_models:other_edge"}, int8=True)
+def test_devices_in_int8_are_served_by_the_float_model(
+    make_cloud: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    cloud = make_cloud({"g": "worker_models:edge", "wrong": "worker_models:other_edge"}, int8=True)
     for group in ("g", "wrong"):
         cloud.upload(group, 32)
     worker = cloud.worker()
@@ -146,9 +57,9 @@ def test_devices_in_int8_are_served_by_the_float_model(folder: Path, caplog: pyt
 
 
 def test_a_broken_group_does_not_keep_the_worker_from_the_others(
-    folder: Path, caplog: pytest.LogCaptureFixture
+    make_cloud: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    cloud = Cloud(folder, {"broken": "worker_models:other_edge", "good": "worker_models:edge"})
+    cloud = make_cloud({"broken": "worker_models:other_edge", "good": "worker_models:edge"})
     worker = cloud.worker()
     for group in ("broken", "good"):
         cloud.upload(group, 32)
@@ -162,8 +73,8 @@ def test_a_broken_group_does_not_keep_the_worker_from_the_others(
     assert "was not built from edge_model" in caplog.text
 
 
-def test_another_worker_goes_on_where_the_first_one_stopped(folder: Path) -> None:
-    cloud = Cloud(folder, {"g": "worker_models:edge"})
+def test_another_worker_goes_on_where_the_first_one_stopped(make_cloud: Callable[..., Any]) -> None:
+    cloud = make_cloud("g")
     first, second = cloud.worker("one"), cloud.worker("two")
     for worker in (first, second, first):  # the first has an old state in memory by then
         cloud.upload("g", 32)
@@ -172,8 +83,10 @@ def test_another_worker_goes_on_where_the_first_one_stopped(folder: Path) -> Non
     assert len(cloud.store.replay("g")) == 96
 
 
-def test_housekeeping_deletes_checkpoints_that_are_no_longer_needed(folder: Path) -> None:
-    cloud = Cloud(folder, {"g": "worker_models:edge"})
+def test_housekeeping_deletes_checkpoints_that_are_no_longer_needed(
+    folder: Path, make_cloud: Callable[..., Any]
+) -> None:
+    cloud = make_cloud("g")
     worker = cloud.worker()
     for _ in range(3):
         cloud.upload("g", 32)
@@ -188,11 +101,11 @@ def test_housekeeping_deletes_checkpoints_that_are_no_longer_needed(folder: Path
     assert cloud.worker("fresh").once()  # its checkpoint is still there
 
 
-def test_groups_that_share_models_learn_as_if_each_were_alone(folder: Path) -> None:
+def test_groups_that_share_models_learn_as_if_each_were_alone(folder: Path, make_cloud: Callable[..., Any]) -> None:
     def learned(names: list[str]) -> dict[str, bytes]:
         """Parameters after three rounds of uploads that are the same for a name, whoever else is there."""
         (folder / "-".join(names)).mkdir()
-        cloud = Cloud(folder, dict.fromkeys(names, "worker_models:edge"), folder / "-".join(names))
+        cloud = make_cloud(dict.fromkeys(names, "worker_models:edge"), folder / "-".join(names))
         worker = cloud.worker()
         for turn in range(3):
             for number, name in enumerate(("one", "two")):
@@ -212,8 +125,8 @@ def test_groups_that_share_models_learn_as_if_each_were_alone(folder: Path) -> N
     assert together == {**learned(["one"]), **learned(["two"])}
 
 
-def test_models_are_shared_by_groups_that_adapt_them_alike_and_by_no_others(folder: Path) -> None:
-    cloud = Cloud(folder, dict.fromkeys("abc", "worker_models:edge"))
+def test_models_are_shared_by_groups_that_adapt_them_alike_and_by_no_others(make_cloud: Callable[..., Any]) -> None:
+    cloud = make_cloud("abc")
     blob, pool = cloud.store.group("a").bundle_blob, ModelPool(cloud.blobs)
     group = cloud.config.groups["a"]
     bundle, shared = pool.models(group, blob)
@@ -223,7 +136,7 @@ def test_models_are_shared_by_groups_that_adapt_them_alike_and_by_no_others(fold
 
 
 def test_the_gate_judges_a_group_by_its_own_parameters_whoever_worked_before(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, make_cloud: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answered: list[bytes] = []
     answer = CemaPaper.edge_logits
@@ -237,7 +150,7 @@ def test_the_gate_judges_a_group_by_its_own_parameters_whoever_worked_before(
     def heard(names: list[str]) -> list[bytes]:
         """The parameters with which group one was asked, before and after each of its steps."""
         (folder / "-".join(names)).mkdir()
-        cloud = Cloud(folder, dict.fromkeys(names, "worker_models:edge"), folder / "-".join(names))
+        cloud = make_cloud(dict.fromkeys(names, "worker_models:edge"), folder / "-".join(names))
         worker, asked = cloud.worker(), []
         for turn in range(3):
             for name in names:
