@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from cema.config import OutboxConfig
 from cema.edge.outbox import Outbox
@@ -47,6 +47,10 @@ class Expected:
         return Expected([*self.samples], Counter(self.counters))
 
 
+cuts = st.none() | st.sampled_from([0.0, 0.01, 0.3, 0.5, 0.7, 0.9, 0.999, 1.0])
+"""Where the power fails within an operation: after that share of what it writes; None = it does not."""
+
+
 class OutboxMachine(RuleBasedStateMachine):
     """Any order of operations, with orderly restarts, crashes after an operation and power cuts within one.
 
@@ -64,18 +68,17 @@ class OutboxMachine(RuleBasedStateMachine):
         self.model = Expected()
         self.number = 0
         self.added, self.acknowledged = 0, set[bytes]()
-        self.cut: float | None = None
 
-    def perform(self, operation: Callable[[Outbox], None], after: Expected) -> bool:
-        """Do it, or be cut short if that is due; False if the device came back as if nothing had been asked of it."""
-        if self.cut is None:
+    def perform(self, operation: Callable[[Outbox], None], after: Expected, cut: float | None) -> bool:
+        """Do it, or the share ``cut`` of it; False if the device came back as if nothing had been asked of it."""
+        if cut is None:
             operation(self.outbox)
             self.model = after
             return True
         written = self._log_bytes()
         operation(self.outbox)
-        keep = written + round((self._log_bytes() - written) * self.cut)
-        whole, self.cut = keep == self._log_bytes(), None
+        keep = written + round((self._log_bytes() - written) * cut)
+        whole = keep == self._log_bytes()
         self._reopen_as_after_a_crash(keep)
         done = whole or self._same_as(after)
         self.model = after if done else self.model
@@ -100,53 +103,48 @@ class OutboxMachine(RuleBasedStateMachine):
         counted = +Counter(self.outbox.counters()) == +expected.counters
         return counted and self.outbox.peek(100, 10**9) == expected.samples
 
-    @rule(sizes=st.lists(st.integers(1, 900), max_size=8), at_s=st.integers(0, 30))
-    def add(self, sizes: list[int], at_s: int) -> None:
+    @rule(sizes=st.lists(st.integers(1, 900), max_size=8), at_s=st.integers(0, 30), cut=cuts)
+    def add(self, sizes: list[int], at_s: int, cut: float | None) -> None:
         new = [sample(self.number + i, size=size, at_ms=at_s * 1000) for i, size in enumerate(sizes)]
         self.number += len(new)
         after = self.model.copy()
         after.samples += new
         while len(after.samples) > CONFIG.max_samples or sum(map(size_of, after.samples)) > CONFIG.max_bytes:
             after.drop(after.samples[:1], "overflow")
-        if self.perform(lambda outbox: outbox.add(new), after):
+        if self.perform(lambda outbox: outbox.add(new), after, cut):
             self.added += len(new)
             self.outbox.add(new[-1:])  # the same id again changes nothing, unless it has been dropped at once
 
-    @rule(count=st.integers(0, 4), max_bytes=st.integers(1, 3000))
-    def take_and_acknowledge(self, count: int, max_bytes: int) -> None:
+    @rule(count=st.integers(0, 4), max_bytes=st.integers(1, 3000), cut=cuts)
+    def take_and_acknowledge(self, count: int, max_bytes: int, cut: float | None) -> None:
         taken = self.outbox.peek(count, max_bytes)
         assert taken == self.model.samples[: len(taken)]
         assert sum(map(size_of, taken)) <= max_bytes or len(taken) == 1
         ids, after = [s.sample_id for s in taken], self.model.copy()
         after.drop(taken, None)
-        if self.perform(lambda outbox: outbox.acknowledge(ids), after):
+        if self.perform(lambda outbox: outbox.acknowledge(ids), after, cut):
             self.acknowledged.update(ids)
 
-    @rule(count=st.integers(0, 3))
-    def discard(self, count: int) -> None:
+    @rule(count=st.integers(0, 3), cut=cuts)
+    def discard(self, count: int, cut: float | None) -> None:
         gone, after = self.model.samples[len(self.model.samples) - count :] if count else [], self.model.copy()
         after.drop(gone, "rejected")
-        self.perform(lambda outbox: outbox.discard([s.sample_id for s in gone] + [b"unknown"], "rejected"), after)
+        self.perform(lambda outbox: outbox.discard([s.sample_id for s in gone] + [b"unknown"], "rejected"), after, cut)
 
-    @rule(now_s=st.integers(0, 40))
-    def expire(self, now_s: int) -> None:
+    @rule(now_s=st.integers(0, 40), cut=cuts)
+    def expire(self, now_s: int, cut: float | None) -> None:
         after = self.model.copy()
         after.drop([s for s in after.samples if s.captured_at_ms < (now_s - 10) * 1000], "expired")
-        self.perform(lambda outbox: outbox.expire(now_s * 1000), after)
+        self.perform(lambda outbox: outbox.expire(now_s * 1000), after, cut)
 
-    @rule(fingerprint=st.sampled_from("ab"))
-    def switch(self, fingerprint: str) -> None:
+    @rule(fingerprint=st.sampled_from("ab"), cut=cuts)
+    def switch(self, fingerprint: str, cut: float | None) -> None:
         after = self.model.copy()
         if fingerprint != self.fingerprint:
             after.drop(after.samples, "stale")
         self.fingerprint = fingerprint  # a device that comes back runs the bundle that it has switched to
-        self.perform(lambda outbox: outbox.switch(fingerprint), after)
+        self.perform(lambda outbox: outbox.switch(fingerprint), after, cut)
         self.model = after
-
-    @precondition(lambda self: self.cut is None)
-    @rule(share=st.sampled_from([0.0, 0.01, 0.3, 0.5, 0.9, 0.999, 1.0]))
-    def power_will_fail_in_the_next_operation(self, share: float) -> None:
-        self.cut = share
 
     @rule()
     def restart(self) -> None:
