@@ -134,13 +134,17 @@ class StateFolder:
         """Complete updates for this bundle, the last good one first."""
         pointer = self._pointer
         order = sorted(_SLOTS, key=lambda slot: slot != pointer.active)
-        entries = [(slot, pointer.slots[slot]) for slot in order if slot in pointer.slots]
-        found = [self._read(f"slot-{s}", e.sha256, e.version) for s, e in entries if e.fingerprint == fingerprint]
-        return [stored for stored in found if stored is not None]
+        named = [slot for slot in order if slot in pointer.slots and pointer.slots[slot].fingerprint == fingerprint]
+        return [stored for stored in map(self._read_slot, named) if stored is not None]
 
     def put_update(self, data: bytes, signature: str, version: int, fingerprint: str) -> None:
-        """Store a verified update in the slot that is not active, then make it the active one."""
+        """Store a verified update in the slot that is not active, then make it the active one.
+
+        In the active one, if that is damaged: then the other holds the last good update, and until this one is complete
+        it is all there is."""
         slot: Literal["a", "b"] = "b" if self._pointer.active == "a" else "a"
+        if self._pointer.active is not None and self._read_slot(self._pointer.active) is None:
+            slot = self._pointer.active
         self._write_content(f"slot-{slot}", data, signature)
         entry = SlotEntry(hashlib.sha256(data).hexdigest(), version, fingerprint)
         slots = {**self._pointer.slots, slot: entry}
@@ -169,6 +173,11 @@ class StateFolder:
     def _point(self, pointer: Pointer) -> None:
         self._replace(POINTER_FILE, msgspec.json.encode(pointer))
         self._pointer = pointer
+
+    def _read_slot(self, slot: str) -> Stored | None:
+        """None for what is damaged, and for a slot that the pointer does not know."""
+        entry = self._pointer.slots.get(slot)
+        return None if entry is None else self._read(f"slot-{slot}", entry.sha256, entry.version)
 
     def _read(self, name: str, sha256: str, version: int = 0) -> Stored | None:
         try:
