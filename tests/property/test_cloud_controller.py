@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -269,7 +270,7 @@ class CloudMachine(RuleBasedStateMachine):
         assert learned == sorted(learned, reverse=True)
         new = [self.store.update_samples(GROUP, each.version) for each in kept]
         assert [len(ids) for ids in new] == [each.samples for each in kept]
-        assert [len(ids) for ids in new[:-1]] == [a - b for a, b in zip(learned, learned[1:], strict=False)]
+        assert [len(ids) for ids in new[:-1]] == [a - b for a, b in pairwise(learned)]
 
     def teardown(self) -> None:
         self.store.close()
