@@ -7,7 +7,7 @@ CEMA_DATA ?= $(abspath $(wildcard ../shared/data))
 export CEMA_DATA
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo test check ci docs format clean
+.PHONY: help setup demo test check ci docs fuzz format clean
 
 help: ## this text
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,13 @@ ci: check test ## what CI runs
 
 docs: setup ## regenerate the pages made from code
 	$(BIN)/python scripts/generate_docs.py
+
+fuzz: $(VENV)/.installed-fuzz ## coverage-guided fuzzing of every decoder, FUZZ_S seconds each (60)
+	$(BIN)/python fuzz/run.py --seconds $(or $(FUZZ_S),60)
+
+$(VENV)/.installed-fuzz: $(VENV)/.installed
+	$(BIN)/pip install --progress-bar off --quiet -c constraints.txt -e '.[fuzz]'
+	@touch $@
 
 format: setup ## format the code
 	$(BIN)/ruff check --fix .

@@ -261,12 +261,12 @@ def parse(text: str, kind: type[S], *, source: str = "<text>") -> S:
     """TOML text to a configuration table; strict. Raises ConfigError that names the key."""
     try:
         return msgspec.convert(tomllib.loads(text), type=kind)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{source} is not TOML: {error}") from error
     except msgspec.ValidationError as error:
         raise ConfigError(
             f"{source}: {error}", hint="docs/configuration.md lists every key with unit and range"
         ) from error
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of more digits than Python reads
+        raise ConfigError(f"{source} is not TOML: {error}") from error
 
 
 def _anchored(section: S, base: Path, fields: tuple[str, ...]) -> S:

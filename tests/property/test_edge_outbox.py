@@ -1,4 +1,4 @@
-"""The outbox against a list in memory: bounds, order, counters, restarts, damage."""
+"""The outbox against a list in memory: bounds, order, counters, restarts, crashes, damage."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import shutil
 import sqlite3
 import tempfile
 from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -28,77 +30,154 @@ def sample(number: int, *, size: int = 10, at_ms: int = 0) -> Sample:
     )  # fmt: skip
 
 
+@dataclass
+class Expected:
+    """What has to be in the outbox."""
+
+    samples: list[Sample] = field(default_factory=list)
+    counters: Counter[str] = field(default_factory=Counter)
+
+    def drop(self, gone: Sequence[Sample], reason: str | None) -> None:
+        ids = {sample.sample_id for sample in gone}
+        self.samples = [sample for sample in self.samples if sample.sample_id not in ids]
+        if reason is not None:
+            self.counters[reason] += len(ids)
+
+    def copy(self) -> Expected:
+        return Expected([*self.samples], Counter(self.counters))
+
+
+cuts = st.none() | st.sampled_from([0.0, 0.01, 0.3, 0.5, 0.7, 0.9, 0.999, 1.0])
+"""Where the power fails within an operation: after that share of what it writes; None = it does not."""
+
+
 class OutboxMachine(RuleBasedStateMachine):
-    """Any order of operations, with restarts in between."""
+    """Any order of operations, with orderly restarts, crashes after an operation and power cuts within one.
+
+    A cut leaves the database and the first part of what the operation has appended to the write-ahead log: the outbox
+    then is as before the operation or as after it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp())
+        self.parent = Path(tempfile.mkdtemp())
+        self.lives = 0
+        self.folder = self.parent
         self.fingerprint = "a"
         self.outbox = Outbox(self.folder / "outbox.db", CONFIG, self.fingerprint)
-        self.model: list[Sample] = []
-        self.counters: Counter[str] = Counter()
+        self.model = Expected()
         self.number = 0
+        self.added, self.acknowledged = 0, set[bytes]()
 
-    @rule(sizes=st.lists(st.integers(1, 900), max_size=8), at_s=st.integers(0, 30))
-    def add(self, sizes: list[int], at_s: int) -> None:
+    def perform(self, operation: Callable[[Outbox], None], after: Expected, cut: float | None) -> bool:
+        """Do it, or the share ``cut`` of it; False if the device came back as if nothing had been asked of it."""
+        if cut is None:
+            operation(self.outbox)
+            self.model = after
+            return True
+        written = self._log_bytes()
+        operation(self.outbox)
+        keep = written + round((self._log_bytes() - written) * cut)
+        whole = keep == self._log_bytes()
+        self._reopen_as_after_a_crash(keep)
+        done = whole or self._same_as(after)
+        self.model = after if done else self.model
+        return done
+
+    def _log_bytes(self) -> int:
+        log = self.folder / "outbox.db-wal"
+        return log.stat().st_size if log.exists() else 0
+
+    def _reopen_as_after_a_crash(self, log_bytes: int) -> None:
+        self.lives += 1
+        folder = self.parent / f"life-{self.lives}"
+        folder.mkdir()
+        shutil.copy(self.folder / "outbox.db", folder)
+        if self._log_bytes():
+            (folder / "outbox.db-wal").write_bytes((self.folder / "outbox.db-wal").read_bytes()[:log_bytes])
+        self.outbox.close()
+        self.folder = folder
+        self.outbox = Outbox(folder / "outbox.db", CONFIG, self.fingerprint)
+
+    def _same_as(self, expected: Expected) -> bool:
+        counted = +Counter(self.outbox.counters()) == +expected.counters
+        return counted and self.outbox.peek(100, 10**9) == expected.samples
+
+    @rule(sizes=st.lists(st.integers(1, 900), max_size=8), at_s=st.integers(0, 30), cut=cuts)
+    def add(self, sizes: list[int], at_s: int, cut: float | None) -> None:
         new = [sample(self.number + i, size=size, at_ms=at_s * 1000) for i, size in enumerate(sizes)]
         self.number += len(new)
-        self.outbox.add(new)
-        self.outbox.add(new[-1:])  # the same id again changes nothing, unless it has been dropped at once
-        self.model += new
-        while len(self.model) > CONFIG.max_samples or sum(map(size_of, self.model)) > CONFIG.max_bytes:
-            self.model.pop(0)
-            self.counters["overflow"] += 1
+        after = self.model.copy()
+        after.samples += new
+        while len(after.samples) > CONFIG.max_samples or sum(map(size_of, after.samples)) > CONFIG.max_bytes:
+            after.drop(after.samples[:1], "overflow")
+        if self.perform(lambda outbox: outbox.add(new), after, cut):
+            self.added += len(new)
+            self.outbox.add(new[-1:])  # the same id again changes nothing, unless it has been dropped at once
 
-    @rule(count=st.integers(0, 4))
-    def acknowledge(self, count: int) -> None:
-        self.outbox.acknowledge([s.sample_id for s in self.model[:count]])
-        del self.model[:count]
+    @rule(count=st.integers(0, 4), max_bytes=st.integers(1, 3000), cut=cuts)
+    def take_and_acknowledge(self, count: int, max_bytes: int, cut: float | None) -> None:
+        taken = self.outbox.peek(count, max_bytes)
+        assert taken == self.model.samples[: len(taken)]
+        assert sum(map(size_of, taken)) <= max_bytes or len(taken) == 1
+        ids, after = [s.sample_id for s in taken], self.model.copy()
+        after.drop(taken, None)
+        if self.perform(lambda outbox: outbox.acknowledge(ids), after, cut):
+            self.acknowledged.update(ids)
 
-    @rule(count=st.integers(0, 3))
-    def discard(self, count: int) -> None:
-        gone, self.model = self.model[-count:] if count else [], self.model[:-count] if count else self.model
-        self.outbox.discard([s.sample_id for s in gone] + [b"unknown"], "rejected")
-        self.counters["rejected"] += len(gone)
+    @rule(count=st.integers(0, 3), cut=cuts)
+    def discard(self, count: int, cut: float | None) -> None:
+        gone, after = self.model.samples[len(self.model.samples) - count :] if count else [], self.model.copy()
+        after.drop(gone, "rejected")
+        self.perform(lambda outbox: outbox.discard([s.sample_id for s in gone] + [b"unknown"], "rejected"), after, cut)
 
-    @rule(now_s=st.integers(0, 40))
-    def expire(self, now_s: int) -> None:
-        self.outbox.expire(now_s * 1000)
-        kept = [s for s in self.model if s.captured_at_ms >= (now_s - 10) * 1000]
-        self.counters["expired"] += len(self.model) - len(kept)
-        self.model = kept
+    @rule(now_s=st.integers(0, 40), cut=cuts)
+    def expire(self, now_s: int, cut: float | None) -> None:
+        after = self.model.copy()
+        after.drop([s for s in after.samples if s.captured_at_ms < (now_s - 10) * 1000], "expired")
+        self.perform(lambda outbox: outbox.expire(now_s * 1000), after, cut)
+
+    @rule(fingerprint=st.sampled_from("ab"), cut=cuts)
+    def switch(self, fingerprint: str, cut: float | None) -> None:
+        after = self.model.copy()
+        if fingerprint != self.fingerprint:
+            after.drop(after.samples, "stale")
+        self.fingerprint = fingerprint  # a device that comes back runs the bundle that it has switched to
+        self.perform(lambda outbox: outbox.switch(fingerprint), after, cut)
+        self.model = after
 
     @rule()
     def restart(self) -> None:
         self.outbox.close()
         self.outbox = Outbox(self.folder / "outbox.db", CONFIG, self.fingerprint)
 
-    @rule(fingerprint=st.sampled_from("ab"))
-    def switch(self, fingerprint: str) -> None:
-        self.outbox.switch(fingerprint)
-        if fingerprint != self.fingerprint:
-            self.counters["stale"] += len(self.model)
-            self.model = []
-            self.fingerprint = fingerprint
+    @rule()
+    def crash(self) -> None:
+        self._reopen_as_after_a_crash(self._log_bytes())
 
     @invariant()
     def same_as_the_model(self) -> None:
-        assert self.outbox.peek(100, 10**9) == self.model
-        assert len(self.outbox) == len(self.model)
-        assert self.outbox.size_bytes == sum(map(size_of, self.model))
-        assert +Counter(self.outbox.counters()) == +self.counters
+        assert self.outbox.peek(100, 10**9) == self.model.samples
+        assert +Counter(self.outbox.counters()) == +self.model.counters
+        assert len(self.outbox) == len(self.model.samples) <= CONFIG.max_samples
+        assert self.outbox.size_bytes == sum(map(size_of, self.model.samples)) <= CONFIG.max_bytes
+
+    @invariant()
+    def nothing_acknowledged_comes_back_and_nothing_is_lost_uncounted(self) -> None:
+        waiting = {s.sample_id for s in self.outbox.peek(100, 10**9)}
+        assert not waiting & self.acknowledged
+        assert self.added == len(waiting) + len(self.acknowledged) + sum(self.outbox.counters().values())
 
     def teardown(self) -> None:
         self.outbox.close()
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.parent)
 
 
 def size_of(item: Sample) -> int:
     return len(encode_msgpack(item))
 
 
-OutboxMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+OutboxMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
 TestOutbox = OutboxMachine.TestCase
 
 

@@ -85,9 +85,12 @@ def test_a_wrong_cloud_file_names_the_key(text: str, key: str) -> None:
         parse(text, ServeConfig)
 
 
-def test_text_that_is_not_toml_names_the_file() -> None:
+@pytest.mark.parametrize(
+    "text", ["group = ", "group = " + 2000 * "[", "group = " + 5000 * "9"], ids=["cut", "deep", "long"]
+)
+def test_text_that_is_not_toml_names_the_file(text: str) -> None:
     with pytest.raises(ConfigError, match=r"my\.toml is not TOML"):
-        parse("group = ", DeviceConfig, source="my.toml")
+        parse(text, DeviceConfig, source="my.toml")
 
 
 def test_paths_of_a_device_are_relative_to_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,15 @@ def test_a_slot_torn_at_any_byte_leaves_the_other(folder: StateFolder, name: str
         assert versions(folder.path) == ([1] if name == "slot-b" else [2])
 
 
+def test_the_only_good_update_is_not_overwritten_while_the_newer_one_is_damaged(folder: StateFolder) -> None:
+    for version in (1, 2):
+        folder.put_update(b"update %d" % version, "sig", version, FINGERPRINT)
+    (folder.path / "slot-b").write_bytes(b"torn")
+    folder.put_update(b"update 3", "sig", 3, FINGERPRINT)
+    folder.close()
+    assert versions(folder.path) == [3, 1]
+
+
 def test_a_pointer_torn_at_any_byte_means_source_and_never_an_error(folder: StateFolder) -> None:
     folder.put_update(b"update one", "sig", 1, FINGERPRINT)
     folder.close()

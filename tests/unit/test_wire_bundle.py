@@ -11,7 +11,7 @@ import pytest
 
 from cema.errors import BundleError, SizeLimitError
 from cema.wire import bundle as bundle_module
-from cema.wire.bundle import Bundle, decode_bundle, encode_bundle, fingerprint, load_bundle
+from cema.wire.bundle import Bundle, decode_bundle, encode_bundle, fingerprint, load_bundle, measured_layers
 from cema.wire.messages import BundleManifest, NormTensor, Preprocess
 
 
@@ -91,6 +91,16 @@ def test_a_table_without_tensors_or_with_one_twice_is_refused(tiny_bundle: Bundl
     for table in ([], [tiny_bundle.manifest.norm[0]] * 2):
         with pytest.raises(BundleError, match="name of its own"):
             decode_bundle(forged(tiny_bundle, norm=table))
+
+
+def test_a_layer_with_a_role_that_nobody_knows_is_not_measured(tiny_bundle: Bundle) -> None:
+    """Four tensors are not enough: they have to be the four of a batch norm."""
+    assert len(measured_layers(tiny_bundle.manifest.norm)) == 1
+    later = [
+        msgspec.structs.replace(tensor, role=tensor.role.replace("var", "scale"))
+        for tensor in tiny_bundle.manifest.norm
+    ]
+    assert measured_layers(later) == []
 
 
 def test_another_protocol_is_refused(tiny_bundle: Bundle) -> None:

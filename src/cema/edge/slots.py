@@ -132,28 +132,30 @@ class StateFolder:
 
     def updates(self, fingerprint: str) -> list[Stored]:
         """Complete updates for this bundle, the last good one first."""
-        entries = [(slot, entry) for slot, entry in self._entries() if entry.fingerprint == fingerprint]
-        found = [self._read(f"slot-{slot}", entry.sha256, entry.version) for slot, entry in entries]
-        return [stored for stored in found if stored is not None]
+        slots = [slot for slot in self._order() if self._pointer.slots[slot].fingerprint == fingerprint]
+        return [stored for stored in map(self._read_slot, slots) if stored is not None]
 
     def latest(self) -> Stored | None:
         """The last good update, for whatever bundle; None if there is none, or none that is complete."""
-        found = (self._read(f"slot-{slot}", entry.sha256, entry.version) for slot, entry in self._entries())
+        found = map(self._read_slot, self._order())
         return next((stored for stored in found if stored is not None), None)
 
     def put_update(self, data: bytes, signature: str, version: int, fingerprint: str) -> None:
-        """Store a verified update in the slot that is not active, then make it the active one."""
+        """Store a verified update in the slot that is not active, then make it the active one.
+
+        In the active one, if that is damaged: then the other holds the last good update, and until this one is complete
+        it is all there is."""
         slot: Literal["a", "b"] = "b" if self._pointer.active == "a" else "a"
+        if self._pointer.active is not None and self._read_slot(self._pointer.active) is None:
+            slot = self._pointer.active
         self._write_content(f"slot-{slot}", data, signature)
         entry = SlotEntry(hashlib.sha256(data).hexdigest(), version, fingerprint)
         slots = {**self._pointer.slots, slot: entry}
         self._point(msgspec.structs.replace(self._pointer, active=slot, slots=slots))
 
-    def _entries(self) -> list[tuple[str, SlotEntry]]:
-        """What the slots must contain, the last good one first."""
-        pointer = self._pointer
-        order = sorted(_SLOTS, key=lambda slot: slot != pointer.active)
-        return [(slot, pointer.slots[slot]) for slot in order if slot in pointer.slots]
+    def _order(self) -> list[str]:
+        """The slots that have something, the last good one first."""
+        return sorted(self._pointer.slots, key=lambda slot: slot != self._pointer.active)
 
     def write_status(self, status: dict[str, object]) -> None:
         """Replace ``status.json``: readers see the old or the new one, never half of one."""
@@ -178,6 +180,11 @@ class StateFolder:
     def _point(self, pointer: Pointer) -> None:
         self._replace(POINTER_FILE, msgspec.json.encode(pointer))
         self._pointer = pointer
+
+    def _read_slot(self, slot: str) -> Stored | None:
+        """None for what is damaged, and for a slot that the pointer does not know."""
+        entry = self._pointer.slots.get(slot)
+        return None if entry is None else self._read(f"slot-{slot}", entry.sha256, entry.version)
 
     def _read(self, name: str, sha256: str, version: int = 0) -> Stored | None:
         try:

@@ -90,7 +90,7 @@ def measured_layers(norm: Sequence[NormTensor]) -> list[MeasuredLayer]:
     for tensor in norm:
         if tensor.kind == "batch_norm":
             roles.setdefault(tensor.name.rpartition(".")[0], {})[tensor.role] = tensor.name
-    whole = [found for found in roles.values() if len(found) == len(_ROLES)]
+    whole = [found for found in roles.values() if found.keys() >= set(_ROLES)]
     return [MeasuredLayer(*(found[role] for role in _ROLES)) for found in whole]
 
 

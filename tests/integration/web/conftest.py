@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from cema.cloud.app import AdminServer, WebServer, create_admin_app, create_app,
 from cema.cloud.keys import signing_key
 from cema.cloud.store import open_store
 from cema.cloud.store.base import BlobStore, NewUpdate, StepCommit, Store
-from cema.config import DeviceConfig, RuntimeConfig, ServeConfig, ServerConfig, UplinkConfig
+from cema.config import AdminConfig, DeviceConfig, RuntimeConfig, ServeConfig, ServerConfig, UplinkConfig
 from cema.edge import EdgeAgent
 from cema.edge.session import EdgeSession
 from cema.types import NormParameters
@@ -32,6 +32,8 @@ from cema.wire.tokens import token_digest
 from cema.wire.update import Update, encode_update, open_update
 
 PICTURE = encode_image(np.zeros((4, 4, 3), np.uint8), "png")
+REFUSED = pytest.StashKey[dict[str, int]]()
+"""Requests that were refused as stated, by test: the end of a run shows their number."""
 
 
 @dataclass
@@ -133,12 +135,19 @@ def server_settings() -> dict[str, Any]:
 
 
 @pytest.fixture
-def service(tmp_path: Path, server_settings: dict[str, Any]) -> Iterator[Service]:
+def admin_settings() -> dict[str, Any]:
+    """As ``server_settings``, for the listener of operators and readers."""
+    return {}
+
+
+@pytest.fixture
+def service(tmp_path: Path, server_settings: dict[str, Any], admin_settings: dict[str, Any]) -> Iterator[Service]:
     """Groups g and other, device cam of g, operator ann, reader ron."""
     settings = ServerConfig(
         port=0, data_dir=str(tmp_path), max_body_bytes=100_000, max_batch_samples=4, poll_interval_s=0.01
     )
-    config = ServeConfig(server=msgspec.structs.replace(settings, **server_settings))
+    server = msgspec.structs.replace(settings, **server_settings)
+    config = ServeConfig(server=server, admin=AdminConfig(**admin_settings))
     store, blobs = open_store(config)
     store.put_group("g", "f1", blobs.put(b"bundle bytes " * 100_000), "on", 1)
     store.put_group("other", "f1", blobs.put(b"bundle bytes " * 100_000), "on", 1)
@@ -227,3 +236,41 @@ def fleet(service: Any, tiny_bundle: Bundle, tmp_path: Path) -> Iterator[Fleet]:
     yield made
     for agent in made.agents:
         agent.close()
+
+
+@pytest.fixture
+def cast(service: Service) -> Service:
+    """The service with everybody who may ask it anything, and a version of group g to fetch."""
+    store = service.store
+    devices = {"g": ("mate", "victim", "gone"), "other": ("spy", "victim-of-other", "gone-spy")}
+    for name, group in ((name, group) for group, names in devices.items() for name in names):
+        store.enrol(name, group, token_digest(f"secret-of-{name}"), 1)
+    store.enrol("swap", "g", token_digest("first-secret-of-swap"), 1)
+    store.propose_key(token_digest("first-secret-of-swap"), token_digest("secret-of-swap"))
+    assert store.device_by_token(token_digest("secret-of-swap")) is not None  # in use: the first one is worthless
+    for name, group, expiry_ms in (("new", "g", 1235), ("new-spy", "other", 1235), ("late", "g", 1234)):
+        store.enrol(name, group, token_digest(f"once-for-{name}"), 1, token_expires_ms=expiry_ms)
+    store.add_user("max", "operator", token_digest("secret-of-max"), 1)
+    store.add_user("rea", "reader", token_digest("secret-of-rea"), 1)
+    for name in ("gone", "gone-spy"):
+        store.revoke(name, 2)
+    for name in ("max", "rea"):
+        store.revoke_user(name, 2)
+    service.publish(b"bytes of version 1")
+    return service
+
+
+@pytest.fixture
+def count_refused(request: pytest.FixtureRequest) -> Callable[[int], None]:
+    """Report so many refused requests at the end of the run."""
+    counts = request.config.stash.setdefault(REFUSED, {})
+
+    def count(number: int) -> None:
+        counts[request.node.nodeid] = number
+
+    return count
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if counts := config.stash.get(REFUSED, {}):
+        terminalreporter.write_line(f"authorisation matrix: {sum(counts.values())} requests refused, each as stated")

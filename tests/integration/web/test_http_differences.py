@@ -110,3 +110,10 @@ def test_the_memory_for_differences_is_bounded(fleet: Any, tiny_bundle: Bundle) 
 @pytest.mark.parametrize("have", ["-1", "x", "99999999999"])
 def test_a_version_that_is_none_is_refused(have: str, fleet: Any) -> None:
     assert fleet.error_of(fleet.call(f"{LATEST}&from={have}")) == (422, "message_invalid")
+
+
+@pytest.mark.parametrize("path", ["latest?after=0&from=0", "1?from=0"])
+def test_a_bundle_that_the_cloud_cannot_read_does_not_keep_the_update_from_a_device(service: Any, path: str) -> None:
+    service.publish(b"whole")
+    answer = service.call(f"/v1/groups/g/updates/{path}")
+    assert (answer.status, answer.data) == (200, b"whole")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cema.cloud.app import listen, listen_admin
 from cema.cloud.keys import signing_key
+from cema.config import ServeConfig, ServerConfig
 from cema.wire import signing
 from cema.wire.messages import MSGPACK_TYPE
 
@@ -207,3 +210,13 @@ def test_a_signature_is_sixty_four_bytes_of_base64(service: Any) -> None:
     service.publish(b"content")
     header = service.call("/v1/groups/g/updates/latest").headers["cema-signature"]
     assert len(base64.b64decode(header, validate=True)) == 64
+
+
+def test_the_body_of_an_answer_does_not_wait_for_the_clients_acknowledgement() -> None:
+    """40 ms for each request on a kept connection otherwise: Nagle's algorithm against delayed acknowledgements."""
+    config = ServeConfig(server=ServerConfig(port=0))
+    devices = listen(config.server)
+    with devices, listen_admin(config, devices) as people:
+        for listener in (devices, people):
+            with socket.create_connection(listener.getsockname()), listener.accept()[0] as connection:
+                assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

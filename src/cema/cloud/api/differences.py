@@ -7,15 +7,17 @@ closely shares one difference, a device that was away gets the steps it missed a
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from dataclasses import dataclass
 
 from cema.cloud.store.base import BlobStore, Store, UpdateRow
-from cema.errors import NotFoundError
+from cema.errors import BundleError, NotFoundError
 from cema.wire.bundle import decode_bundle
 from cema.wire.difference import Base, encode_difference, source_base, update_base
 from cema.wire.messages import BundleManifest
 
+log = logging.getLogger(__name__)
 MAX_KEPT = 64
 """Differences in memory, of all groups; each is smaller than the update it stands for."""
 _Key = tuple[str, str]
@@ -78,13 +80,17 @@ class Differences:
         return None
 
     def _source(self, row: UpdateRow) -> tuple[BundleManifest, Base] | None:
-        """Of the group's bundle; None if that is no longer the one the update was made for."""
+        """Of the group's bundle; None if that is no longer the one the update was made for, or cannot be read."""
         known = self._sources.get(row.group)
         if known is not None and known[0].fingerprint == row.fingerprint:
             return known
         group = self._store.group(row.group)
         if group.fingerprint != row.fingerprint:
             return None
-        bundle = decode_bundle(self._blobs.get(group.bundle_blob))
+        try:
+            bundle = decode_bundle(self._blobs.get(group.bundle_blob))
+        except BundleError as error:  # the cloud's own fault, which is no reason to refuse the update to a device
+            log.warning("group %s: updates travel whole: %s", row.group, error)
+            return None
         self._sources[row.group] = bundle.manifest, source_base(bundle)
         return self._sources[row.group]

@@ -55,7 +55,7 @@ async def upload(group: str, request: Request, device: Device, context: ContextO
     deflated = content_coding(request, DEFLATE) is not None
     body = await read_body(request, context.config.server.max_body_bytes)
     context.upload_bytes.spend(device.device_id, len(body))
-    receipt = await run_in_threadpool(_take, context, device, body, deflated)
+    receipt = await run_in_threadpool(take, context, device, body, deflated)
     _count(context, group, len(body), receipt)
     answer = json_answer(receipt)
     answer.headers["Accept-Encoding"] = DEFLATE  # RFC 7694: what a later request may use
@@ -106,7 +106,7 @@ async def _too_large(request: Request, limit_bytes: int) -> SizeLimitError:
     )
 
 
-def _take(context: Context, device: DeviceRow, body: bytes, deflated: bool) -> UploadReceipt:
+def take(context: Context, device: DeviceRow, body: bytes, deflated: bool) -> UploadReceipt:
     return _store(context, device, _inflate(context, device, body) if deflated else body)
 
 

@@ -29,6 +29,10 @@ _MEANING = {
     503: "The store does not answer",
 }
 _BODILESS = (204, 304)
+_SCHEMAS: dict[str, dict[str, Any]] = {"application/json": {"type": "object"}, "text/plain": {"type": "string"}}
+"""Of answers that are not messages; other media types are bytes."""
+_FRAMEWORKS_OWN = ("HTTPValidationError", "ValidationError")
+"""What FastAPI says it answers where it finds parameters; ours are ``ErrorBody``, and only where one can be wrong."""
 
 
 def body_of(media_type: str, kind: type[Message]) -> dict[str, Any]:
@@ -39,7 +43,7 @@ def body_of(media_type: str, kind: type[Message]) -> dict[str, Any]:
 def answers(ok: type[Message] | str, *others: int) -> dict[int | str, dict[str, Any]]:
     """``responses`` of a route. ok: message of a 200, or the media type of its bytes. others: further statuses."""
     if isinstance(ok, str):
-        content = {ok: {"schema": {"type": "string", "format": "binary"}}}
+        content = {ok: {"schema": _SCHEMAS.get(ok, {"type": "string", "format": "binary"})}}
     else:
         content = {"application/json": {"schema": _ref(ok)}}
     described: dict[int | str, dict[str, Any]] = {200: {"description": "Success", "content": content}}
@@ -57,7 +61,13 @@ def install_schema(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         document = generate()
         _, schemas = msgspec.json.schema_components(_MESSAGES, ref_template=_REF)
-        document.setdefault("components", {}).setdefault("schemas", {}).update(schemas)
+        described = document.setdefault("components", {}).setdefault("schemas", {})
+        described.update(schemas)
+        for name in _FRAMEWORKS_OWN:
+            described.pop(name, None)
+        for operation in (each for path in document["paths"].values() for each in path.values()):
+            if _FRAMEWORKS_OWN[0] in str(operation["responses"].get("422")):
+                del operation["responses"]["422"]
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # the way FastAPI's documentation names
