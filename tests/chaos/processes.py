@@ -95,7 +95,9 @@ class Kept:
                 self._on_line(line)
             code = child.wait()
             self._record("exit", name=self.name, pid=child.pid, code=code, ours=self._ours)
-            child.stdout.close()
+            for stream in (child.stdin, child.stdout):
+                if stream is not None:
+                    stream.close()
             if not self._ours:
                 self._closing.wait(RESPAWN_S)
 
