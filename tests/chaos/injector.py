@@ -138,8 +138,11 @@ class Injector:
     # disks and what is on them
 
     def _fill_edge_disk(self, fault: Fault) -> bool:
-        disk = self._fleet.edges[fault.target].disk
-        with disk.full():
+        edge = self._fleet.edges[fault.target]
+        with edge.disk.full():
+            if fault.draw % 2:  # and it has to start with that
+                with edge.process.down():
+                    self.note_state(fault.target)
             return self._wait(fault)
 
     def _fill_cloud_disk(self, fault: Fault) -> bool:
@@ -155,7 +158,7 @@ class Injector:
         return self._damage_at_rest(fault, OUTBOX)
 
     def _damage_slots(self, fault: Fault) -> bool:
-        return self._damage_at_rest(fault, "slot-a" if fault.draw % 2 else "slot-b")
+        return self._damage_at_rest(fault, "slot-?")
 
     def _damage_bundle(self, fault: Fault) -> bool:
         return self._damage_at_rest(fault, "bundle-" + "?" * 64)
@@ -173,7 +176,8 @@ class Injector:
             return self._damage_of(fault, pattern)
 
     def _damage_of(self, fault: Fault, pattern: str) -> bool:
-        for file in self._fleet.edges[fault.target].state.glob(pattern):
+        files = sorted(self._fleet.edges[fault.target].state.glob(pattern))
+        for file in random.Random(fault.draw).sample(files, len(files)):
             if how := damage(file, fault.draw):
                 self._record("damage", name=fault.target, file=file.name, how=how)
                 return True

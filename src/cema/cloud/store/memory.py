@@ -177,8 +177,9 @@ class MemoryStore:
         for group in sorted(self._groups.values(), key=lambda group: (group.served, group.row.name)):
             row = group.row
             tick_due = row.samples_seen // tick_images > row.ticks_done
-            publication_due = row.dirty and row.last_published_ms <= now_ms - publish_interval_ms
-            free = group.worker is None or group.lease_until_ms <= now_ms
+            published_ms, lease_ends_ms = row.last_published_ms, group.lease_until_ms
+            publication_due = row.dirty and not now_ms - publish_interval_ms < published_ms <= now_ms
+            free = group.worker is None or not now_ms < lease_ends_ms <= now_ms + 2 * lease_ms
             if row.adaptation == "on" and (tick_due or publication_due) and free:
                 group.worker, group.lease_until_ms = worker, now_ms + lease_ms
                 group.served = max(g.served for g in self._groups.values()) + 1
