@@ -269,3 +269,28 @@ def test_close_is_prompt_while_the_cloud_hangs(scripted_cloud: Any, make_rig: An
     worker.join(60)
     assert time.monotonic() - started_s < 10
     assert not worker._thread.is_alive()
+
+
+@pytest.mark.parametrize("jump_s", [-30 * 86_400, 3600, 30 * 86_400])
+def test_a_clock_that_jumps_expires_no_sample(scripted_cloud: Any, make_rig: Any, jump_s: float) -> None:
+    rig = make_rig()
+    rig.outbox.add(samples(1))
+    rig.steps(1)
+    rig.clock_s += jump_s
+    rig.outbox.add(samples(2, at_ms=rig.clock.now_ms()))
+    rig.steps(1)
+    assert rig.sender.dropped() == {}
+    assert scripted_cloud.samples != []
+
+
+def test_what_was_captured_before_the_time_was_known_is_as_old_as_the_first_answer(
+    scripted_cloud: Any, make_rig: Any
+) -> None:
+    rig = make_rig()
+    rig.outbox.add(samples(2, at_ms=0), dated=False)  # a device without a clock believes that it is 1970
+    rig.steps(2)
+    assert len(scripted_cloud.samples) == 2
+    rig.outbox.add(samples(4, at_ms=0)[2:], dated=False)
+    rig.outbox.expire(rig.clock.now_ms())
+    rig.outbox.expire(rig.clock.now_ms() + 8 * 86_400_000)
+    assert rig.sender.dropped() == {"expired": 2}

@@ -109,12 +109,13 @@ class Outbox:
         def read(database: sqlite3.Connection) -> list[Sample]:
             found: list[Sample] = []
             room = max_bytes
-            query = "SELECT size, id, body, crc FROM samples ORDER BY row LIMIT ?"
-            for size, sample_id, body, crc in database.execute(query, (max_samples,)):
-                room -= size
+            query = "SELECT id, body, crc FROM samples ORDER BY row LIMIT ?"
+            for sample_id, body, crc in database.execute(query, (max_samples,)):
+                sample = _decode(sample_id, body, crc)
+                room -= len(body)
                 if found and room < 0:
                     break
-                found.append(_decode(sample_id, body, crc))
+                found.append(sample)
             return found
 
         return self._run(read)
@@ -192,7 +193,7 @@ class Outbox:
         count, size = database.execute("SELECT count(*), coalesce(sum(size), 0) FROM samples").fetchone()
         excess = max(0, count - self._config.max_samples)
         dropped: list[tuple[int]] = []
-        for row, bytes_ in database.execute("SELECT row, size FROM samples ORDER BY row"):
+        for row, bytes_ in database.execute("SELECT row, CAST(size AS INTEGER) FROM samples ORDER BY row"):
             if len(dropped) >= excess and size <= self._config.max_bytes:
                 break
             dropped.append((row,))
@@ -248,11 +249,16 @@ def _transaction(database: sqlite3.Connection) -> Iterator[None]:
 
 
 def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & _PRIMARY_CODE in _DAMAGED
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None:  # not SQLite's: Python could not read a text, which was none when it was written
+        return isinstance(error, sqlite3.OperationalError)
+    return bool(code & _PRIMARY_CODE in _DAMAGED)
 
 
-def _decode(sample_id: bytes, body: bytes, crc: int | None) -> Sample:
-    # SQLite does not notice a flipped bit in a row, and the cloud would be taught by it
+def _decode(sample_id: object, body: object, crc: object) -> Sample:
+    # SQLite does not notice a flipped bit in a row, not even in its types, and the cloud would be taught by it
+    if not isinstance(sample_id, bytes) or not isinstance(body, bytes):
+        raise _DamagedRowError
     if crc is not None and crc != _crc(sample_id, body):
         raise _DamagedRowError
     try:
@@ -278,7 +284,7 @@ def _delete(database: sqlite3.Connection, ids: Sequence[bytes]) -> int:
 
 
 def _counters(database: sqlite3.Connection) -> dict[str, int]:
-    return dict(database.execute("SELECT name, value FROM counters").fetchall())
+    return dict(database.execute("SELECT name, CAST(value AS INTEGER) FROM counters").fetchall())
 
 
 def _count(database: sqlite3.Connection, name: str, amount: int) -> None:
