@@ -6,10 +6,13 @@ import json
 import shutil
 import sys
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+import msgspec
 
+from cema.bench.provenance import provenance
 from chaos.disks import enter_namespace
 from chaos.run import Result, run
 
@@ -25,11 +28,12 @@ SHOWN = 5
 def main(seconds: float, seed: int, json_file: Path | None, folder: Path | None) -> None:
     """Break a real cloud and real devices in every way that is in the plan, and prove what is promised."""
     where = folder or Path(tempfile.mkdtemp(prefix="cema-chaos-"))
+    started = datetime.now(UTC)
     result = run(where.resolve(), seed, seconds)
     for line in _table(result):
         click.echo(line)
     if json_file is not None:
-        json_file.write_text(json.dumps(_as_json(result), indent=2) + "\n")
+        json_file.write_text(json.dumps(_as_json(result, started), indent=2) + "\n")
     if result.promises_broken:
         click.echo(f"evidence: {where / 'evidence'}")
     elif folder is None:
@@ -49,13 +53,15 @@ def _table(result: Result) -> list[str]:
     return [*lines, ""]
 
 
-def _as_json(result: Result) -> dict[str, object]:
+def _as_json(result: Result, started: datetime) -> dict[str, object]:
+    command = f"python -m chaos --seconds {result.seconds:g} --seed {result.seed}"
     return {
         "seed": result.seed,
         "seconds": result.seconds,
         "faults": result.faults,
         **result.figures,
         "promises": {promise: ways or "kept" for promise, ways in result.broken.items()},
+        "provenance": msgspec.to_builtins(msgspec.structs.replace(provenance([], started), command=command)),
     }
 
 

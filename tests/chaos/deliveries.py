@@ -80,7 +80,9 @@ def _none_is_dropped_wrongly(evidence: Evidence) -> Iterator[str]:
 
 
 def _damaged_since(evidence: Evidence, edge: str, since_s: float) -> bool:
-    return any(each["name"] == edge and each["file"] == OUTBOX and each["t"] >= since_s for each in evidence.of("damage"))
+    return any(
+        each["name"] == edge and each["file"] == OUTBOX and each["t"] >= since_s for each in evidence.of("damage")
+    )
 
 
 def _dropped(state: Facts) -> int:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shutil
 import sqlite3
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -136,7 +138,7 @@ def read_outbox(file: Path, scratch: Path) -> Facts | None:
 
 
 def read_slots(state: Path) -> list[Facts]:
-    """What ``pointer.json`` says of the two update slots: sha256 there, and of the file, version, whether it is active."""
+    """The update slots by ``pointer.json``: sha256 as named there and of the file, version, whether it is active."""
     try:
         pointer = json.loads((state / "pointer.json").read_bytes())
         slots = [(name, entry, (state / f"slot-{name}").read_bytes()) for name, entry in pointer["slots"].items()]
@@ -147,6 +149,16 @@ def read_slots(state: Path) -> list[Facts]:
          "version": entry["version"], "active": name == pointer["active"]}
         for name, entry, data in slots
     ]  # fmt: skip
+
+
+def source_digests(bundle: Path) -> Facts:
+    """Of the parameters that a bundle file comes with."""
+    with zipfile.ZipFile(bundle) as archive:
+        manifest, norm = json.loads(archive.read("manifest.json")), archive.read("norm.bin")
+    return digests({
+        tensor["name"]: np.frombuffer(norm, "<f4", math.prod(tensor["shape"]), tensor["offset"])
+        for tensor in manifest["norm"]
+    })  # fmt: skip
 
 
 def digests(tensors: dict[str, Any]) -> Facts:

@@ -24,7 +24,10 @@ def described(request: Message, answer: Message) -> dict[str, Any]:
     if facts["path"].endswith("/samples") and facts["method"] == "POST":
         facts |= _upload(request) | (_receipt(answer[1]) if facts["status"] == 200 else {})
     if "/updates/" in facts["path"] and facts["status"] == 200:
-        facts |= {"version": int(_header(answer, "cema-update-version")), "signature": _header(answer, "cema-signature")}
+        facts |= {
+            "version": int(_header(answer, "cema-update-version")),
+            "signature": _header(answer, "cema-signature"),
+        }
     return facts
 
 

@@ -2,8 +2,8 @@
 
     edge == TLS ==> wire (cuts, delays, doubles, corrupts bytes) == TLS ==> tap (reads along, keeps record) --> cloud
 
-The wire does to encrypted bytes what networks do. The tap is a reverse proxy that speaks TLS, as many clouds have one in
-front; it knows what the cloud has received and answered, and can ask again in a device's name.
+The wire does to encrypted bytes what networks do. The tap is a reverse proxy that speaks TLS, as many clouds have one
+in front; it knows what the cloud has received and answered, and can ask again in a device's name.
 """
 
 from __future__ import annotations
@@ -43,12 +43,23 @@ class Link:
         self._corrupt: list[random.Random] = []
         self._double = 0
         self._repeat: list[str | None] = []
+        self._servers: list[asyncio.Server] = []
 
     async def start(self, tls: ssl.SSLContext) -> None:
+        self._loop = asyncio.get_running_loop()
         tap = await asyncio.start_server(self._guarded(self._tap), HOST, 0, ssl=tls, limit=MAX_HEAD_BYTES)
-        self._tap_port = tap.sockets[0].getsockname()[1]
         wire = await asyncio.start_server(self._guarded(self._wire), HOST, 0)
-        self.port = wire.sockets[0].getsockname()[1]
+        self._tap_port, self.port = tap.sockets[0].getsockname()[1], wire.sockets[0].getsockname()[1]
+        self._servers = [tap, wire]
+
+    async def stop(self) -> None:
+        """Listen no more, and let go of what is under way."""
+        for server in self._servers:
+            server.close()
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # what can be done to it
 
@@ -56,7 +67,7 @@ class Link:
         """End all connections in mid-byte; no new ones until ``mend``."""
         self._down = True
         for writer in list(self._open):
-            writer.get_extra_info("loop").call_soon_threadsafe(writer.transport.abort)
+            self._loop.call_soon_threadsafe(writer.transport.abort)
 
     def mend(self) -> None:
         self._down, self._delay_s = False, 0.0
@@ -111,8 +122,6 @@ class Link:
 
     @contextmanager
     def _known(self, writer: asyncio.StreamWriter) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        writer.transport._extra["loop"] = loop  # type: ignore[attr-defined]  # for cut(), which comes from outside
         self._open.add(writer)
         try:
             yield

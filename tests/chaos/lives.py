@@ -1,4 +1,4 @@
-"""One life of a device's process: from its start to the moment when we ended it, and when we had stopped it meanwhile."""
+"""One life of a device's process: from its start to the moment when we ended it, and how long it was stopped."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def lives_of(evidence: Evidence, edge: str) -> Iterator[Life]:
     frozen = _frozen(ours)
     spawns = [each for each in ours if each["event"] == "spawn"]
     for spawn in spawns:
-        ends = [each["t"] for each in ours
-                if each["event"] in ("kill", "terminate", "exit") and each["pid"] == spawn["pid"] and each["t"] >= spawn["t"]]  # fmt: skip
+        after = [each for each in ours if each.get("pid") == spawn["pid"] and each["t"] >= spawn["t"]]
+        ends = [each["t"] for each in after if each["event"] in ("kill", "terminate", "exit")]
         ended_s = min(ends, default=float("inf"))
         if ended_s == float("inf"):
             raise ValueError(f"{edge}: nothing says how process {spawn['pid']} ended")

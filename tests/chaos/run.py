@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cema.wire.bundle import load_bundle
 from chaos.deliveries import acknowledged
-from chaos.evidence import Evidence, Recorder, digests, read_evidence
+from chaos.evidence import Evidence, Recorder, read_evidence, source_digests
 from chaos.fleet import Fleet, diary_time
 from chaos.injector import Injector
 from chaos.plan import EDGES, GROUPS, KINDS, Fault, schedule
@@ -69,8 +68,7 @@ def run(folder: Path, seed: int, seconds: float) -> Result:
 
 
 def _judged(folder: Path, seed: int, seconds: float, faults: list[Fault], fleet: Fleet) -> Result:
-    bundle = load_bundle(folder / "digits.bundle")
-    evidence = read_evidence(folder / "evidence", digests(bundle.source_parameters()))
+    evidence = read_evidence(folder / "evidence", source_digests(folder / "digits.bundle"))
     done = [each for each in evidence.of("fault") if each["done"]]
     counted = Counter(each["kind"] for each in done)
     return Result(seed, seconds, {kind: counted[kind] for kind in KINDS}, _figures(evidence, fleet),

@@ -64,7 +64,8 @@ PLANTED: list[tuple[str, str, Plant]] = [
     ("a version that learned from more than name it", DELIVERING,
      lambda e: e.cloud.versions.update({("digits", 1): replace(e.cloud.versions["digits", 1], counted=3)})),
     ("a sample stored in the name of another device", DELIVERING, rename_device),
-    ("an outbox that lost a sample", DELIVERING, lambda e: list(e.of("state"))[1].update(outbox={"ids": [], "counters": {}})),
+    ("an outbox that lost a sample", DELIVERING,
+     lambda e: list(e.of("state"))[1].update(outbox={"ids": [], "counters": {}})),
     ("samples that expired within minutes", DELIVERING,
      lambda e: list(e.of("state"))[1].update(outbox={"ids": [], "counters": {"expired": 1}})),
     ("parameters of no version", WHOLE, lambda e: change_model(e, affine="mixed")),
@@ -89,9 +90,7 @@ def test_good_evidence_breaks_no_promise(broken: Callable[[], list[str]]) -> Non
 
 
 @pytest.mark.parametrize(("promise", "plant"), [each[1:] for each in PLANTED], ids=[each[0] for each in PLANTED])
-def test_the_checker_catches(
-    promise: str, plant: Plant, evidence: Evidence, broken: Callable[[], list[str]]
-) -> None:
+def test_the_checker_catches(promise: str, plant: Plant, evidence: Evidence, broken: Callable[[], list[str]]) -> None:
     plant(evidence)
     assert broken() == [promise]
 

@@ -114,5 +114,9 @@ def test_a_stopped_process_stands_still_until_the_end_of_the_block(
     process, _, record = kept
     assert process.pid is not None
     with stopped(process.pid, "sleeper", record):
+        pause = threading.Event()
+        for _ in range(1000):  # the signal takes effect when the kernel comes round to it
+            if psutil.Process(process.pid).status() == psutil.STATUS_STOPPED or pause.wait(0.01):
+                break
         assert psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
     assert psutil.Process(process.pid).status() != psutil.STATUS_STOPPED
