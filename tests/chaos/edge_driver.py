@@ -25,9 +25,9 @@ from cema.errors import CemaError
 from cema.types import Uint8Array
 
 BATCH = 8
-PERIOD_S = 0.15
+PERIOD_S = 0.3
 """Between two batches: a camera, not a benchmark."""
-WORLD_BATCHES = 150
+WORLD_BATCHES = 75
 """For so long the stream looks the same."""
 NOISES = (0, 40, 90)
 """Standard deviations of the noise, of 255."""

@@ -24,7 +24,7 @@ EDGE_JUMPS_S = (-30 * DAY_S, -DAY_S, -HOUR_S, HOUR_S, DAY_S, 30 * DAY_S)
 CLOUD_JUMPS_S = (-DAY_S, -HOUR_S, HOUR_S, DAY_S)
 """Below the time for which the cloud remembers ids (8 days): beyond it, it may forget them, and says so."""
 DELAY_S = (0.02, 0.4)
-PATIENCE_S = 10.0
+PATIENCE_S = 20.0
 """For something to be there that can be broken: a worker that is just being started, a first update."""
 LOOK_S = 0.05
 
@@ -203,7 +203,9 @@ class Injector:
         blob = random.Random(fault.draw).choice(blobs)
         if not blob or not (file := folder / "blobs" / blob[:2] / blob).exists():
             return False
-        shutil.copy(file, self._fleet.evidence / "cloud" / PRISTINE / blob)
+        pristine = self._fleet.evidence / "cloud" / PRISTINE / blob
+        if not pristine.exists():  # else it has been damaged before
+            shutil.copy(file, pristine)
         how = damage(file, fault.draw)
         self._record("damage", name="cloud", file=blob, how=how, checkpoint=blob == checkpoint)
         return how is not None

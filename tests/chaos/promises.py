@@ -14,7 +14,7 @@ from chaos.evidence import Evidence, Facts
 from chaos.lives import Life, lives_of
 
 GAP_LIMIT_S = 3.0
-"""Between two batches of a device that runs: twenty times its period, on a machine whose cores are all taken."""
+"""Between two batches of a device that runs: ten times its period, on a machine whose cores are all taken."""
 READY_LIMIT_S = 30.0
 """From the start of a device's process to its first prediction, on the same machine."""
 MEMORY_LIMITS_MIB = {"cloud": 400, "worker": 1200}

@@ -16,18 +16,18 @@ SEED, SECONDS, ROUNDS = 7, 90, 3
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(420)  # the start, ninety seconds, the recovery, and a machine that is busy
+@pytest.mark.timeout(480)  # the start, ninety seconds, the recovery, and a machine that is busy
 def test_ninety_seconds_of_chaos_break_no_promise(tmp_path: Path) -> None:
     figures = tmp_path / "chaos.json"
     path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-m", "chaos", "--seconds", str(SECONDS), "--seed", str(SEED), "--json", str(figures)],
-        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False, timeout=400,
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False, timeout=460,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "promises broken: 0"
     found = json.loads(figures.read_text())
     assert found["faults"] == dict.fromkeys(KINDS, ROUNDS)
-    assert found["predictions_during_faults"] > 1000
-    assert found["acknowledged_samples"] > 500
+    assert found["predictions_during_faults"] > 500
+    assert found["acknowledged_samples"] > 200
     assert set(found["promises"].values()) == {"kept"}
