@@ -7,7 +7,7 @@ CEMA_DATA ?= $(abspath $(wildcard ../shared/data))
 export CEMA_DATA
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo test check ci docs fuzz format clean
+.PHONY: help setup demo test check ci chaos docs fuzz format clean
 
 help: ## this text
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,13 @@ check: setup ## static checks
 	$(BIN)/python scripts/generate_docs.py --check
 
 ci: check test ## what CI runs
+
+# Both names are understood; CHAOS_JSON= is a file for the figures.
+CHAOS_SECONDS ?= 600
+CHAOS_S ?= $(CHAOS_SECONDS)
+CHAOS_SEED ?= 0
+chaos: setup ## faults on a real cloud and real devices (CHAOS_S=600 CHAOS_SEED=0): five promises, proven
+	PYTHONPATH=tests $(BIN)/python -m chaos --seconds $(CHAOS_S) --seed $(CHAOS_SEED) $(if $(CHAOS_JSON),--json $(CHAOS_JSON))
 
 docs: setup ## regenerate the pages made from code
 	$(BIN)/python scripts/generate_docs.py

@@ -18,6 +18,7 @@ CemaError
 ├── ConflictError          the request contradicts what is stored
 ├── OverloadedError        try later
 ├── StorageError           disk or database
+│   └── DamagedError       stored bytes that are no longer what was stored
 ├── TransportError         the cloud could not be reached
 ├── DependencyError        an extra that is not installed
 ├── DemoError              a process of the demo failed
@@ -171,6 +172,12 @@ class StorageError(CemaError):
     """Disk or database failed."""
 
     code, http_status, exit_code = "storage_failed", 503, 8
+
+
+class DamagedError(StorageError):
+    """Stored bytes are no longer what was stored: trying again does not help."""
+
+    code = "content_damaged"
 
 
 class TransportError(CemaError):

@@ -177,6 +177,19 @@ def test_a_dirty_group_is_claimed_when_its_publication_is_due(store: Store) -> N
     assert claim(store, "w1", 1500) is not None
 
 
+def test_a_clock_that_was_set_back_keeps_no_group_from_being_published_or_served(store: Store) -> None:
+    ahead_ms = 50_000_000
+    upload(store, range(2), seen=64)
+    claim(store, "w1", ahead_ms)
+    store.commit_step(step(store, consumed=rows(store)[:1], update=new_update(1)), ahead_ms)
+    upload(store, range(0), seen=128)
+    store.commit_step(step(store, consumed=rows(store)), ahead_ms + 100)
+    assert claim(store, "w2", ahead_ms - 900) is None, "a lease that w1's clock could have given is one"
+    assert claim(store, "w2", 100) is not None
+    store.release("g", "w2")
+    assert claim(store, "w2", 101) is not None
+
+
 def state(store: Store) -> object:
     return store.groups(), store.pending("g", 99), store.replay("g"), store.updates("g")
 

@@ -255,6 +255,17 @@ def test_a_step_that_collapses_is_taken_back_and_not_published(cloud: Cloud) -> 
         np.testing.assert_array_equal(value, good[name])
 
 
+def test_a_clock_that_was_set_back_holds_no_version_up(tiny_bundle: Bundle) -> None:
+    cloud = Cloud(tiny_bundle, MemoryStore(), MemoryBlobs(), interval_ms=10_000)
+    controller, _ = cloud.controller()
+    cloud.show(images=64, uploads=32)
+    cloud.tick(controller)
+    cloud.now_ms -= 500_000
+    cloud.show(images=64, uploads=32)
+    cloud.tick(controller)
+    assert cloud.store.group(GROUP).latest_version == 2
+
+
 def test_a_lost_lease_changes_nothing(cloud: Cloud) -> None:
     controller, _ = cloud.controller()
     cloud.show(images=64, uploads=32)

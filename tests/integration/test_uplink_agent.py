@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -248,6 +249,22 @@ def test_a_device_that_cannot_verify_does_not_start(device: Any, monkeypatch: py
     monkeypatch.setitem(sys.modules, "nacl.signing", None)
     with pytest.raises(DependencyError, match="PyNaCl"):
         device.start()
+
+
+def test_a_device_whose_outbox_cannot_be_opened_starts_predicts_and_sends_later(device: Any) -> None:
+    device.start().close()
+    outbox = Path(device.config.state_dir) / "outbox.db"
+    for file in outbox.parent.glob("outbox.db*"):
+        file.unlink()
+    outbox.mkdir()  # as on a full disk: no file can be made
+    agent = device.start()
+    agent.predict(device.images)
+    device.eventually(lambda: agent.status()["dropped"] == {"storage": len(device.images)})
+    assert "storage_failed" in str(agent.status()["last_error"])
+    outbox.rmdir()
+    agent.predict(device.images)
+    assert agent.settle(20)
+    assert len(device.cloud.samples) == len(device.images)
 
 
 def test_a_first_start_without_cloud_fails_and_frees_the_folder(device: Any) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from cema.config import OutboxConfig, UplinkConfig
 from cema.edge.client import CloudClient
+from cema.edge.clock import ServerClock
 from cema.edge.counters import EdgeCounters
 from cema.edge.outbox import Outbox
 from cema.edge.sender import Sender
@@ -44,10 +45,11 @@ class Rig:
         self.outbox = Outbox(folder / "outbox.db", OutboxConfig(), "f")
         self.client = CloudClient(cloud.url, "g", "secret", config=self.config, counters=self.counters)
         self.enabled = True
-        self.clock_s = SERVER_S
+        self.clock_s, self.tick_s = SERVER_S, 0.0
+        self.clock = ServerClock(lambda: self.clock_s, lambda: self.tick_s)
         self.sender = Sender(
             self.client, self.outbox, self.config, self.counters, device_id="d", boot_id=b"b" * 16,
-            enabled=lambda: self.enabled, clock=lambda: self.clock_s,
+            enabled=lambda: self.enabled, clock=self.clock,
         )  # fmt: skip
 
     def steps(self, count: int) -> None:
@@ -78,7 +80,7 @@ def test_the_first_request_is_empty_and_brings_the_servers_clock(scripted_cloud:
     rig.outbox.add(samples(2))
     rig.steps(2)
     assert [len(batch.samples) for batch in scripted_cloud.batches] == [0, 2]
-    assert rig.sender.clock_offset_ms == 600_000
+    assert rig.clock.now_ms() == 1_000_000
     assert len(rig.outbox) == 0
 
 
@@ -220,7 +222,7 @@ def test_the_byte_budget_holds_over_a_restart_and_ends_with_the_day(scripted_clo
     with pytest.raises(OverloadedError):
         again.steps(20)
     assert sent + again.counters.bytes_up <= 600
-    again.clock_s += 86_400
+    again.tick_s += 86_400
     before = len(scripted_cloud.samples)
     again.steps(1)
     assert len(scripted_cloud.samples) == before + 1
@@ -267,3 +269,28 @@ def test_close_is_prompt_while_the_cloud_hangs(scripted_cloud: Any, make_rig: An
     worker.join(60)
     assert time.monotonic() - started_s < 10
     assert not worker._thread.is_alive()
+
+
+@pytest.mark.parametrize("jump_s", [-30 * 86_400, 3600, 30 * 86_400])
+def test_a_clock_that_jumps_expires_no_sample(scripted_cloud: Any, make_rig: Any, jump_s: float) -> None:
+    rig = make_rig()
+    rig.outbox.add(samples(1))
+    rig.steps(1)
+    rig.clock_s += jump_s
+    rig.outbox.add(samples(2, at_ms=rig.clock.now_ms()))
+    rig.steps(1)
+    assert rig.sender.dropped() == {}
+    assert scripted_cloud.samples != []
+
+
+def test_what_was_captured_before_the_time_was_known_is_as_old_as_the_first_answer(
+    scripted_cloud: Any, make_rig: Any
+) -> None:
+    rig = make_rig()
+    rig.outbox.add(samples(2, at_ms=0), dated=False)  # a device without a clock believes that it is 1970
+    rig.steps(2)
+    assert len(scripted_cloud.samples) == 2
+    rig.outbox.add(samples(4, at_ms=0)[2:], dated=False)
+    rig.outbox.expire(rig.clock.now_ms())
+    rig.outbox.expire(rig.clock.now_ms() + 8 * 86_400_000)
+    assert rig.sender.dropped() == {"expired": 2}

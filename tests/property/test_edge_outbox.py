@@ -230,3 +230,55 @@ def test_a_row_that_is_no_sample_does_not_block_the_queue(tmp_path: Path) -> Non
 def test_a_folder_that_does_not_exist_is_a_storage_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot be used"):
         Outbox(tmp_path / "none" / "o.db", OutboxConfig(), "a")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE samples SET body = CAST(replace(hex(body), '78787878', '78797878') AS BLOB)",
+        "UPDATE samples SET body = CAST(body AS TEXT)",
+        "UPDATE samples SET id = 'an id that is text'",
+        "UPDATE samples SET crc = crc + 1",
+        "UPDATE samples SET id = randomblob(16)",
+        "UPDATE samples SET id = randomblob(16), crc = NULL",
+    ],
+)
+def test_a_flipped_bit_in_a_row_is_noticed(tmp_path: Path, damage: str) -> None:
+    outbox = Outbox(tmp_path / "o.db", OutboxConfig(), "a")
+    outbox.add([sample(1)])
+    with sqlite3.connect(tmp_path / "o.db") as database:
+        assert database.execute(damage).rowcount == 1
+    assert outbox.peek(9, 10**6) == []
+    assert outbox.counters() == {"corrupt": 1}
+    outbox.close()
+
+
+def test_a_file_of_before_goes_on_without_checksums(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "o.db", OutboxConfig(), "a")
+    outbox.add([sample(1)])
+    outbox.close()
+    with sqlite3.connect(tmp_path / "o.db") as database:
+        database.execute("ALTER TABLE samples DROP COLUMN crc")
+    outbox = Outbox(tmp_path / "o.db", OutboxConfig(), "a")
+    outbox.add([sample(2)])
+    assert outbox.peek(9, 10**6) == [sample(1), sample(2)]
+    outbox.close()
+
+
+def test_a_patient_outbox_opens_when_its_disk_can_be_used_and_drops_what_is_not_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "o.db"
+    before = Outbox(path, OutboxConfig(), "other")
+    before.add([sample(1)])
+    before.close()
+    path.rename(tmp_path / "aside")
+    path.mkdir()  # no file can be opened there
+    outbox = Outbox(path, OutboxConfig(), "a", patient=True)
+    assert len(outbox) == 0
+    with pytest.raises(StorageError):
+        outbox.add([sample(2)])
+    path.rmdir()
+    (tmp_path / "aside").rename(path)
+    outbox.add([sample(3)])
+    assert outbox.peek(9, 10**6) == [sample(3)]
+    assert outbox.counters() == {"stale": 1}
+    outbox.close()

@@ -23,7 +23,7 @@ from cema.cloud.gate import Gate
 from cema.cloud.replay import Replay
 from cema.cloud.sharing import SharedAdapter
 from cema.cloud.store.base import BlobStore, GroupRow, NewUpdate, StepCommit, Store, StoredSample
-from cema.errors import UpdateContentError, WireError
+from cema.errors import DamagedError, NotFoundError, UpdateContentError, WireError
 from cema.types import Uint8Array
 from cema.wire import signing
 from cema.wire.bundle import Bundle
@@ -162,7 +162,8 @@ class Controller:
     def _update_if_due(self, changed: bool, metrics: Metrics | None = None) -> NewUpdate | None:
         """The next version, if something changed and the last one is old enough."""
         now = self.clock_ms()
-        if not (changed or self.row.dirty) or now - self.row.last_published_ms < self.publishing.interval_ms:
+        too_soon = 0 <= now - self.row.last_published_ms < self.publishing.interval_ms  # below 0: a clock set back
+        if too_soon or not (changed or self.row.dirty):
             return None
         version, parameters = self.row.latest_version + 1, self.adapter.edge_parameters()
         manifest = UpdateManifest(
@@ -215,17 +216,27 @@ class Controller:
 
     def _resume(self) -> None:
         """Random numbers and replay as the last committed step left them."""
-        if self.checkpoint is not None:
-            _, self.rng = decode_checkpoint(self.blobs.get(self.checkpoint))
+        if (last := self._last_step()) is not None:
+            self.rng = last[1]
         kept, images = self._decode(self.store.replay(self.group))
         self.replay.extend([sample.row_id for sample in kept], images, [_condition(sample) for sample in kept])
         self._domains = dict(map(_condition, kept)) if self.shared.stats_owner == "edge" else {}
 
     def _saved(self) -> State:
         """The adapter's state as of the last committed step."""
+        last = self._last_step()
+        return self._start if last is None else last[0]
+
+    def _last_step(self) -> tuple[State, np.random.Generator] | None:
+        """What the last step left; None before the first. A damaged file is as good as none: a group that learns
+        again from the source is better off than one that never learns again."""
         if self.checkpoint is None:
-            return self._start
-        return decode_checkpoint(self.blobs.get(self.checkpoint))[0]
+            return None
+        try:
+            return decode_checkpoint(self.blobs.get(self.checkpoint))
+        except (DamagedError, NotFoundError) as error:
+            log.error("group %s: learning begins anew, the last checkpoint is lost: %s", self.group, error)
+            return None
 
     def _starting_state(self) -> State:
         """Without a checkpoint: the source, or what a rollback has just restored."""

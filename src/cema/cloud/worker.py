@@ -26,7 +26,7 @@ from cema.cloud.pool import ModelPool
 from cema.cloud.store import open_store
 from cema.cloud.store.base import BlobStore, GroupRow, Store
 from cema.config import ServeConfig, load_serve
-from cema.errors import CemaError, ConfigError, ConflictError
+from cema.errors import CemaError, ConfigError, ConflictError, StorageError
 from cema.telemetry import configure_logging
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,8 @@ RETENTION_INTERVAL_S = 3600.0
 NO_LIMIT = 1 << 40
 """More samples than any store holds."""
 RETRY_AFTER_ERROR_S = 5.0
-"""Pause of a group whose tick failed, so that one broken group cannot keep the worker busy."""
+"""Pause of a group whose tick failed, so that one broken group cannot keep the worker busy; never longer than a lease.
+Of the worker itself, if the store failed."""
 
 
 class Worker:
@@ -54,10 +55,14 @@ class Worker:
         self._next_housekeeping_ms = self._next_retention_ms = 0
 
     def run(self, stop: threading.Event) -> None:
-        """Until ``stop`` is set; the step under way is finished and committed."""
+        """Until ``stop`` is set, whatever fails; the step under way is finished and committed."""
         while not stop.is_set():
-            if not self.once(stop.is_set):
-                stop.wait(self.config.worker.idle_interval_s)
+            try:
+                pause_s = 0.0 if self.once(stop.is_set) else self.config.worker.idle_interval_s
+            except StorageError:  # a full disk, say: another process would find the same, after loading torch again
+                log.exception("the store failed; looking again in %.0f s", RETRY_AFTER_ERROR_S)
+                pause_s = RETRY_AFTER_ERROR_S
+            stop.wait(pause_s)
 
     def once(self, stop: Callable[[], bool] = lambda: False) -> bool:
         """Serve one group that is due; False if none was."""
@@ -83,7 +88,8 @@ class Worker:
             # The lease is kept: it runs out by itself, and until then other groups are served.
             log.exception("group %s: tick failed", row.name)
             self._drop(row.name)
-            self.store.renew(row.name, self.name, self.clock_ms(), round(RETRY_AFTER_ERROR_S * 1000))
+            pause_s = min(RETRY_AFTER_ERROR_S, settings.lease_s)
+            self.store.renew(row.name, self.name, self.clock_ms(), round(pause_s * 1000))
             return True
         self.store.release(row.name, self.name)
         return True
@@ -166,7 +172,10 @@ class _Keepalive:
 
     def _loop(self) -> None:
         while not self._done.wait(self._interval_s):
-            self._renew()
+            try:
+                self._renew()
+            except StorageError as error:  # the step goes on; its end is checked against the lease
+                log.warning("the lease could not be renewed: %s", error)
 
     def __enter__(self) -> None:
         self._thread.start()

@@ -21,6 +21,7 @@ import numpy as np
 
 from cema.config import DeviceConfig, SelectionConfig, load_device
 from cema.edge.client import CloudClient
+from cema.edge.clock import ServerClock
 from cema.edge.counters import EdgeCounters
 from cema.edge.follower import Follower, Seen
 from cema.edge.identity import Identity
@@ -65,7 +66,8 @@ class EdgeAgent:
         clock: Callable[[], float] = time.time,
     ) -> None:
         key = trusted_key(config)
-        self._config, self._make_selector, self._clock = config, make_selector, clock
+        self._config, self._make_selector, self._wall_clock = config, make_selector, clock
+        self._clock = ServerClock(clock)
         self._guard = guard(config.uplink, before_upload)
         self.counters = EdgeCounters()
         self._mutex = threading.Lock()
@@ -141,7 +143,7 @@ class EdgeAgent:
             "latency_ms_p50": p50_ms,
             "latency_ms_p99": p99_ms,
             "last_error": counters.last_error,
-            "written_at_ms": self._now_ms(),
+            "written_at_ms": round(self._wall_clock() * 1000),
         }
 
     def settle(self, timeout_s: float) -> bool:
@@ -173,7 +175,7 @@ class EdgeAgent:
         client = self._client() if config.runtime.adaptation == "on" else None
         bundle = given or self._stored_bundle(key) or self._fetched_bundle(client or self._client(), key)
         self._updater = Updater(bundle, config, self._folder, self.counters)
-        self._outbox = Outbox(self._folder.path / OUTBOX_FILE, config.outbox, self._updater.fingerprint)
+        self._outbox = Outbox(self._folder.path / OUTBOX_FILE, config.outbox, self._updater.fingerprint, patient=True)
         self._follower = Follower(self._updater, config, self.counters, np.random.default_rng())
         self._uplink = Uplink(
             client, self._outbox, self._updater, config, self.counters,
@@ -252,7 +254,7 @@ class EdgeAgent:
         with self._mutex:
             first = self._seq
             self._seq += len(kept)
-        now_ms = self._now_ms()
+        now_s = self._clock.ticks()
         captured = []
         for seq, index in enumerate(kept, first):
             said = predictions[index]
@@ -268,15 +270,12 @@ class EdgeAgent:
                     said.probability,
                     said.entropy,
                     said.version,
-                    now_ms,
+                    now_s,
                     said.stats_revision,
                     self._follower.domain,
                 )
             )
         self._uplink.offer(captured)
-
-    def _now_ms(self) -> int:
-        return round(self._clock() * 1000)
 
 
 def _predictions(answers: Answers, kept: list[bool], session: EdgeSession) -> list[Prediction]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,10 +27,12 @@ OVERFLOW, EXPIRED, STALE, REJECTED, CORRUPT = "overflow", "expired", "stale", "r
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _PRIMARY_CODE = 0xFF
 _DELETE_CHUNK = 500
+_UNDATED = -1
+"""As time of capture: the device's clock may be years off, and nobody has told it the time yet."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS samples (
     row INTEGER PRIMARY KEY AUTOINCREMENT, id BLOB NOT NULL UNIQUE, fingerprint TEXT NOT NULL,
-    captured_at_ms INTEGER NOT NULL, size INTEGER NOT NULL, body BLOB NOT NULL);
+    captured_at_ms INTEGER NOT NULL, size INTEGER NOT NULL, body BLOB NOT NULL, crc INTEGER);
 CREATE INDEX IF NOT EXISTS samples_age ON samples (captured_at_ms, size);
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 """
@@ -44,15 +47,22 @@ class Outbox:
     path: the database file, created if absent. config: bounds. fingerprint: of the bundle in use; samples of
     another one are dropped and counted as ``stale``.
 
+    patient: a disk that fails now is no reason not to start; the file is opened as soon as it can be.
+
     Raises StorageError when the disk fails (full, read-only); a damaged file is no error.
     """
 
-    def __init__(self, path: Path, config: OutboxConfig, fingerprint: str) -> None:
+    def __init__(self, path: Path, config: OutboxConfig, fingerprint: str, *, patient: bool = False) -> None:
         self._path, self._config, self._fingerprint = path, config, fingerprint
         self._mutex = threading.RLock()
         self._database: sqlite3.Connection | None = None
         self._length = self._size_bytes = 0
-        self.switch(fingerprint)
+        self.counters_before: dict[str, int] | None = None  # once the file has been opened
+        try:
+            self.switch(fingerprint)
+        except StorageError:
+            if not patient:
+                raise
 
     def __len__(self) -> int:
         return self._length
@@ -68,24 +78,26 @@ class Outbox:
 
     def switch(self, fingerprint: str) -> None:
         """From now on samples are for this bundle; waiting ones of others are dropped as ``stale``."""
+        with self._mutex:
+            self._fingerprint, self._switched = fingerprint, False
+            self._run(lambda database: None)
 
-        def change(database: sqlite3.Connection) -> None:
-            cursor = database.execute("DELETE FROM samples WHERE fingerprint != ?", (fingerprint,))
-            _count(database, STALE, cursor.rowcount)
+    def add(self, samples: Sequence[Sample], *, dated: bool = True) -> None:
+        """Queue samples, durable when it returns. Beyond the bounds the oldest go, counted as ``overflow``.
 
-        self._fingerprint = fingerprint
-        self._run(change)
-
-    def add(self, samples: Sequence[Sample]) -> None:
-        """Queue samples, durable when it returns. Beyond the bounds the oldest go, counted as ``overflow``."""
+        dated: whether ``captured_at_ms`` can be believed; if not, they are as old as the next ``expire``."""
         if not samples:
             return
-        rows = [(s.sample_id, self._fingerprint, s.captured_at_ms, msgspec.msgpack.encode(s)) for s in samples]
+        rows = [
+            (s.sample_id, self._fingerprint, s.captured_at_ms if dated else _UNDATED, msgspec.msgpack.encode(s))
+            for s in samples
+        ]
 
         def insert(database: sqlite3.Connection) -> None:
             database.executemany(
-                "INSERT OR IGNORE INTO samples (id, fingerprint, captured_at_ms, size, body) VALUES (?, ?, ?, ?, ?)",
-                [(*row[:3], len(row[3]), row[3]) for row in rows],
+                "INSERT OR IGNORE INTO samples (id, fingerprint, captured_at_ms, size, body, crc) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                [(*row[:3], len(row[3]), row[3], _crc(row[0], row[3])) for row in rows],
             )
             self._trim(database)
 
@@ -97,11 +109,13 @@ class Outbox:
         def read(database: sqlite3.Connection) -> list[Sample]:
             found: list[Sample] = []
             room = max_bytes
-            for size, body in database.execute("SELECT size, body FROM samples ORDER BY row LIMIT ?", (max_samples,)):
-                room -= size
+            query = "SELECT id, body, crc FROM samples ORDER BY row LIMIT ?"
+            for sample_id, body, crc in database.execute(query, (max_samples,)):
+                sample = _decode(sample_id, body, crc)
+                room -= len(body)
                 if found and room < 0:
                     break
-                found.append(_decode(body))
+                found.append(sample)
             return found
 
         return self._run(read)
@@ -119,6 +133,7 @@ class Outbox:
         limit = now_ms - round(self._config.expiry_s * 1000)
 
         def drop(database: sqlite3.Connection) -> None:
+            database.execute("UPDATE samples SET captured_at_ms = ? WHERE captured_at_ms = ?", (now_ms, _UNDATED))
             cursor = database.execute("DELETE FROM samples WHERE captured_at_ms < ?", (limit,))
             _count(database, EXPIRED, cursor.rowcount)
 
@@ -136,7 +151,7 @@ class Outbox:
 
     def counters(self) -> dict[str, int]:
         """Everything counted since the file was made."""
-        return self._run(lambda database: dict(database.execute("SELECT name, value FROM counters").fetchall()))
+        return self._run(_counters)
 
     def close(self) -> None:
         """Close the file; it is opened again on use."""
@@ -164,16 +179,21 @@ class Outbox:
         if self._database is None:
             self._database = _open(self._path)
         with _transaction(self._database):
+            if not self._switched:
+                cursor = self._database.execute("DELETE FROM samples WHERE fingerprint != ?", (self._fingerprint,))
+                _count(self._database, STALE, cursor.rowcount)
+            counters = _counters(self._database) if self.counters_before is None else self.counters_before
             result = work(self._database)
             row = self._database.execute("SELECT count(*), coalesce(sum(size), 0) FROM samples").fetchone()
         self._length, self._size_bytes = row
+        self._switched, self.counters_before = True, counters
         return result
 
     def _trim(self, database: sqlite3.Connection) -> None:
         count, size = database.execute("SELECT count(*), coalesce(sum(size), 0) FROM samples").fetchone()
         excess = max(0, count - self._config.max_samples)
         dropped: list[tuple[int]] = []
-        for row, bytes_ in database.execute("SELECT row, size FROM samples ORDER BY row"):
+        for row, bytes_ in database.execute("SELECT row, CAST(size AS INTEGER) FROM samples ORDER BY row"):
             if len(dropped) >= excess and size <= self._config.max_bytes:
                 break
             dropped.append((row,))
@@ -208,6 +228,8 @@ def _open(path: Path) -> sqlite3.Connection:
         database.execute("PRAGMA synchronous = FULL")
         database.execute(f"PRAGMA journal_size_limit = {JOURNAL_LIMIT_BYTES}")
         database.executescript(_SCHEMA)
+        if "crc" not in {name for _, name, *_ in database.execute("PRAGMA table_info(samples)")}:  # a file of before
+            database.execute("ALTER TABLE samples ADD COLUMN crc INTEGER")
     except sqlite3.DatabaseError:
         database.close()
         raise
@@ -227,14 +249,29 @@ def _transaction(database: sqlite3.Connection) -> Iterator[None]:
 
 
 def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & _PRIMARY_CODE in _DAMAGED
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None:  # not SQLite's: Python could not read a text, which was none when it was written
+        return isinstance(error, sqlite3.OperationalError)
+    return bool(code & _PRIMARY_CODE in _DAMAGED)
 
 
-def _decode(body: bytes) -> Sample:
+def _decode(sample_id: object, body: object, crc: object) -> Sample:
+    # SQLite does not notice a flipped bit in a row, not even in its types, and the cloud would be taught by it
+    if not isinstance(sample_id, bytes) or not isinstance(body, bytes):
+        raise _DamagedRowError
+    if crc is not None and crc != _crc(sample_id, body):
+        raise _DamagedRowError
     try:
-        return msgspec.msgpack.decode(body, type=Sample)
+        sample = msgspec.msgpack.decode(body, type=Sample)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise _DamagedRowError from error
+    if sample.sample_id != sample_id:  # it could never be acknowledged
+        raise _DamagedRowError
+    return sample
+
+
+def _crc(sample_id: bytes, body: bytes) -> int:
+    return zlib.crc32(body, zlib.crc32(sample_id))
 
 
 def _delete(database: sqlite3.Connection, ids: Sequence[bytes]) -> int:
@@ -244,6 +281,10 @@ def _delete(database: sqlite3.Connection, ids: Sequence[bytes]) -> int:
         marks = ",".join("?" * len(chunk))
         deleted += database.execute(f"DELETE FROM samples WHERE id IN ({marks})", chunk).rowcount  # noqa: S608
     return deleted
+
+
+def _counters(database: sqlite3.Connection) -> dict[str, int]:
+    return dict(database.execute("SELECT name, CAST(value AS INTEGER) FROM counters").fetchall())
 
 
 def _count(database: sqlite3.Connection, name: str, amount: int) -> None:

@@ -1,7 +1,7 @@
 """From disk to the cloud: uploads the outbox in batches, deletes what was acknowledged, reports samples_seen.
 
 One attempt per step; the worker around it backs off after a failure. The first request of a boot carries no samples:
-its answer brings the server's clock, which decides what has expired.
+its answer brings the server's clock (clock.py), which decides what has expired.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from collections.abc import Callable
 
 from cema.config import UplinkConfig
 from cema.edge.client import CloudClient
+from cema.edge.clock import ServerClock
 from cema.edge.counters import EdgeCounters
 from cema.edge.outbox import CORRUPT, REJECTED, Outbox
-from cema.errors import CemaError, EncodingError, MessageError, OverloadedError, SizeLimitError
+from cema.errors import CemaError, EncodingError, MessageError, OverloadedError, SizeLimitError, StorageError
 from cema.wire.body import UploadBody
 from cema.wire.messages import Sample, SampleBatch, UploadReceipt
 
@@ -31,7 +32,7 @@ class Sender:
     Parameters
     ----------
     boot_id: 16 random bytes of this start. enabled: False while the cloud or the device has switched adaptation off.
-    clock: Unix seconds.
+    clock: told the server's time by every answer.
     """
 
     def __init__(
@@ -44,18 +45,16 @@ class Sender:
         device_id: str,
         boot_id: bytes,
         enabled: Callable[[], bool],
-        clock: Callable[[], float],
+        clock: ServerClock,
     ) -> None:
         self._client, self._outbox, self._config, self._counters = client, outbox, config, counters
         self._device_id, self._boot_id, self._enabled, self._clock = device_id, boot_id, enabled, clock
-        self._at_boot = outbox.counters()
         self._changed = threading.Condition()
         self._closed = self._flushing = False
         self._greeted = False
         self._reported = -1
         self._sent_at_s = -float("inf")
         self._waiting_since_s: float | None = -float("inf") if len(outbox) else None
-        self.clock_offset_ms = 0
 
     def notify(self) -> None:
         """The outbox or the switch has changed: look again."""
@@ -85,9 +84,13 @@ class Sender:
     def dropped(self) -> dict[str, int]:
         """Samples lost since boot, by reason: in memory and in the outbox."""
         total = Counter(self._counters.dropped)
-        for reason, amount in self._outbox.counters().items():
+        try:
+            durable, before = self._outbox.counters(), self._outbox.counters_before or {}
+        except StorageError:  # a disk that fails now: reported as soon as it can be read
+            durable, before = {}, {}
+        for reason, amount in durable.items():
             if reason != CORRUPT and not reason.startswith(_BUDGET_PREFIX):
-                total[reason] += amount - self._at_boot.get(reason, 0)
+                total[reason] += amount - before.get(reason, 0)
         return {reason: amount for reason, amount in total.items() if amount > 0}
 
     def step(self) -> None:
@@ -97,7 +100,7 @@ class Sender:
         samples: list[Sample] = []
         fingerprint = self._outbox.fingerprint
         if self._greeted:
-            self._outbox.expire(self._server_now_ms())
+            self._outbox.expire(self._clock.now_ms())
             samples = self._outbox.peek(self._config.batch_samples, self._config.batch_bytes)
         if self._outbox.fingerprint != fingerprint:  # a new bundle came in between
             return
@@ -174,7 +177,7 @@ class Sender:
         if good:
             self._outbox.acknowledge(good)
             self._counters.acknowledged(len(good))
-        self.clock_offset_ms = receipt.server_time_ms - round(self._clock() * 1000)
+        self._clock.hear(receipt.server_time_ms)
         self._greeted = True
 
     def _spend(self, size_bytes: int) -> None:
@@ -182,7 +185,7 @@ class Sender:
         budget = self._config.max_bytes_per_day
         if not budget:
             return
-        day = f"{_BUDGET_PREFIX}{self._server_now_ms() // (SECONDS_PER_DAY * 1000)}"
+        day = f"{_BUDGET_PREFIX}{self._clock.now_ms() // (SECONDS_PER_DAY * 1000)}"
         if self._outbox.count(day, 0) + size_bytes > budget:
             raise OverloadedError(
                 f"the budget of {budget} bytes per day is used up",
@@ -190,6 +193,3 @@ class Sender:
                 retry_after_s=BUDGET_RECHECK_S,
             )
         self._outbox.count(day, size_bytes)
-
-    def _server_now_ms(self) -> int:
-        return round(self._clock() * 1000) + self.clock_offset_ms

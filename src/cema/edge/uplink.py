@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from cema.config import DeviceConfig
 from cema.edge.client import CloudClient
+from cema.edge.clock import ServerClock
 from cema.edge.counters import EdgeCounters
 from cema.edge.follower import Follower
 from cema.edge.outbox import Outbox
@@ -83,11 +84,12 @@ class Uplink:
 
     def __init__(
         self, client: CloudClient | None, outbox: Outbox, updater: Updater, config: DeviceConfig,
-        counters: EdgeCounters, *, write_status: Callable[[], None], clock: Callable[[], float] = time.time,
+        counters: EdgeCounters, *, write_status: Callable[[], None], clock: ServerClock | None = None,
         rng: random.Random | None = None, follower: Follower | None = None,
         guard: Callable[[Uint8Array], Uint8Array | None] | None = None,
     ) -> None:  # fmt: skip
         self._client, self._outbox, self._updater = client, outbox, updater
+        clock = clock or ServerClock()
         self._workers: list[Worker] = []
         self.sender: Sender | None = None
         if client is not None:
@@ -105,8 +107,7 @@ class Uplink:
             self._workers.append(Worker("cema-follower", follower.step, backoff, counters))
         self.writer = Writer(
             outbox, config.outbox, counters, on_commit=self._wake, write_status=write_status,
-            clock_offset_ms=lambda: self.sender.clock_offset_ms if self.sender else 0,
-            coding=config.uplink.image_coding, guard=guard,
+            clock=clock, coding=config.uplink.image_coding, guard=guard,
         )  # fmt: skip
 
     def start(self) -> None:

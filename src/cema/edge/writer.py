@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from cema.config import OutboxConfig
+from cema.edge.clock import ServerClock
 from cema.edge.counters import EdgeCounters
 from cema.edge.outbox import OVERFLOW, STALE, Outbox
 from cema.errors import CemaError, ImageError, StorageError
@@ -35,7 +36,7 @@ class Captured(NamedTuple):
     """A selected sample as ``predict`` hands it over.
 
     image: pixels that nobody else changes, uint8 [H, W, 3], or encoded bytes that travel unchanged.
-    fingerprint: of the bundle that predicted. seq: of this boot. captured_at_ms: device clock.
+    fingerprint: of the bundle that predicted. seq: of this boot. captured_s: by the monotonic clock.
     """
 
     image: Uint8Array | bytes
@@ -45,7 +46,7 @@ class Captured(NamedTuple):
     probability: float
     entropy: float
     version: int
-    captured_at_ms: int
+    captured_s: float
     revision: int = 0
     domain: int = 0
 
@@ -65,8 +66,8 @@ def checked(image: Uint8Array | None) -> Uint8Array | None:
     return image
 
 
-def encode_sample(captured: Captured, clock_offset_ms: int, coding: str = "auto") -> Sample:
-    """The message for one sample; ``clock_offset_ms`` (server minus device) corrects the time of capture."""
+def encode_sample(captured: Captured, captured_at_ms: int, coding: str = "auto") -> Sample:
+    """The message for one sample."""
     image = captured.image
     if isinstance(image, bytes):
         codec, data = image_codec(image), image
@@ -83,7 +84,7 @@ def encode_sample(captured: Captured, clock_offset_ms: int, coding: str = "auto"
         probability=captured.probability,
         entropy=captured.entropy,
         update_version=captured.version,
-        captured_at_ms=captured.captured_at_ms + clock_offset_ms,
+        captured_at_ms=captured_at_ms,
         stats_revision=captured.revision,
         domain=captured.domain or msgspec.UNSET,
     )
@@ -95,7 +96,7 @@ class Writer:
     Parameters
     ----------
     on_commit: called after each commit. write_status: called every STATUS_INTERVAL_S and at the end.
-    clock_offset_ms: how far the server's clock is ahead, as far as known. coding: of pixels, see ``read_coding``.
+    clock: of the server, as far as known. coding: of pixels, see ``read_coding``.
     guard: makes of pixels what may leave the device, None = nothing.
     """
 
@@ -107,13 +108,13 @@ class Writer:
         *,
         on_commit: Callable[[], None],
         write_status: Callable[[], None],
-        clock_offset_ms: Callable[[], int],
+        clock: ServerClock,
         coding: str = "auto",
         guard: Callable[[Uint8Array], Uint8Array | None] | None = None,
     ) -> None:
         self._coding, self._guard = coding, guard
         self._outbox, self._config, self._counters = outbox, config, counters
-        self._on_commit, self._write_status, self._clock_offset_ms = on_commit, write_status, clock_offset_ms
+        self._on_commit, self._write_status, self._clock = on_commit, write_status, clock
         self._queue: deque[Captured] = deque()
         self._changed = threading.Condition()
         self._closing = threading.Event()
@@ -172,10 +173,11 @@ class Writer:
             return
         current = [item for item in taken if item.fingerprint == self._outbox.fingerprint]
         self._counters.lost(STALE, len(taken) - len(current))
-        offset_ms = self._clock_offset_ms()
         current = [item for item in map(self._guarded, current) if item is not None]
+        dated = self._clock.known
+        samples = [encode_sample(item, self._clock.at_ms(item.captured_s), self._coding) for item in current]
         try:
-            self._outbox.add([encode_sample(item, offset_ms, self._coding) for item in current])
+            self._outbox.add(samples, dated=dated)
         except StorageError as error:
             self._counters.lost(STORAGE, len(current))
             self._counters.failed(error)

@@ -43,7 +43,8 @@ class Sample(Message, frozen=True, kw_only=True):
     """One selected image and what the edge thought of it.
 
     sample_id: 16 random bytes, the idempotency key. seq: counts this boot's selected samples from 0.
-    codec: jpeg | webp | png | raw. image: the encoded bytes. entropy: nats. captured_at_ms: device clock, Unix ms.
+    codec: jpeg | webp | png | raw. image: the encoded bytes. entropy: nats.
+    captured_at_ms: Unix ms by the cloud's clock, as far as the device knows it.
     domain: a number that the device draws anew whenever the look of its stream changes; UNSET, and not written, if it
     does not watch.
     """

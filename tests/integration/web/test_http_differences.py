@@ -62,6 +62,18 @@ def test_a_device_without_a_version_we_know_gets_the_difference_to_the_source(
     assert apply_difference(answer.data, source_base(tiny_bundle)) == data
 
 
+def test_a_device_whose_version_is_damaged_in_the_cloud_gets_the_difference_to_the_source(
+    fleet: Any, tiny_bundle: Bundle
+) -> None:
+    publish(fleet, tiny_bundle, 0.01)
+    second = publish(fleet, tiny_bundle, 0.02)
+    blob = fleet.store.update("g", 1).blob
+    fleet.blobs._path(blob).write_bytes(b"damaged")
+    answer = fleet.call(f"{LATEST}&from=1")
+    assert answer.headers["cema-update-base"] == "0"
+    assert apply_difference(answer.data, source_base(tiny_bundle)) == second
+
+
 def test_who_does_not_ask_for_a_difference_gets_the_whole(fleet: Any, tiny_bundle: Bundle) -> None:
     data = publish(fleet, tiny_bundle, 0.01)
     answer = fleet.call(LATEST)

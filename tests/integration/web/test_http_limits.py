@@ -11,6 +11,7 @@ import pytest
 
 from cema.config import OutboxConfig, UplinkConfig
 from cema.edge.client import CloudClient
+from cema.edge.clock import ServerClock
 from cema.edge.counters import EdgeCounters
 from cema.edge.outbox import Outbox
 from cema.edge.sender import Sender
@@ -72,7 +73,7 @@ def test_a_device_waits_as_told_and_everything_arrives(service: Any, tmp_path: P
     outbox.add([service.sample(number) for number in range(SAMPLES)])
     client = CloudClient(service.url, "g", "secret-of-cam", config=config, counters=counters)
     sender = Sender(client, outbox, config, counters, device_id="cam", boot_id=b"b" * 16, enabled=lambda: True,
-                    clock=lambda: 1.0)  # fmt: skip
+                    clock=ServerClock(lambda: 1.0))  # fmt: skip
     pauses: list[float] = []
 
     class Noted(Backoff):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,54 @@ def test_a_broken_group_does_not_keep_the_worker_from_the_others(
     assert cloud.store.group("broken").latest_version == 0
     assert cloud.store.group("broken").pending == 32
     assert "was not built from edge_model" in caplog.text
+
+
+class UntilReleased(threading.Event):
+    """Set once it has been waited for so many times."""
+
+    def __init__(self, waits: int) -> None:
+        super().__init__()
+        self.waits = waits
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits -= 1
+        if self.waits <= 0:
+            self.set()
+        return super().wait(0)
+
+
+def test_a_store_that_fails_does_not_end_the_worker(
+    folder: Path, make_cloud: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    cloud = make_cloud("g")
+    cloud.upload("g", 32)
+    worker = cloud.worker()
+    with sqlite3.connect(folder / "data" / "cema.db") as database:  # as a full disk would, every write fails
+        database.execute("CREATE TRIGGER full BEFORE UPDATE ON groups BEGIN SELECT RAISE(ABORT, 'disk is full'); END")
+    worker.run(UntilReleased(2))
+    assert "disk is full" in caplog.text
+    assert cloud.store.group("g").latest_version == 0
+    with sqlite3.connect(folder / "data" / "cema.db") as database:
+        database.execute("DROP TRIGGER full")
+    worker.run(UntilReleased(2))
+    assert cloud.store.group("g").latest_version == 1
+
+
+def test_a_group_whose_checkpoint_is_damaged_learns_again(
+    folder: Path, make_cloud: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    cloud = make_cloud("g")
+    cloud.upload("g", 32)
+    assert cloud.worker("one").once()
+    checkpoint = cloud.store.group("g").checkpoint
+    assert checkpoint is not None
+    (folder / "data" / "blobs" / checkpoint[:2] / checkpoint).write_bytes(b"damaged")
+    cloud.upload("g", 32)
+    assert cloud.worker("two").once()
+    row = cloud.store.group("g")
+    assert (row.latest_version, row.pending) == (2, 0)
+    assert len(cloud.store.replay("g")) == 64
+    assert "learning begins anew" in caplog.text
 
 
 def test_another_worker_goes_on_where_the_first_one_stopped(make_cloud: Callable[..., Any]) -> None:

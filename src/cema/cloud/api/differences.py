@@ -12,7 +12,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from cema.cloud.store.base import BlobStore, Store, UpdateRow
-from cema.errors import BundleError, NotFoundError
+from cema.errors import BundleError, DamagedError, NotFoundError
 from cema.wire.bundle import decode_bundle
 from cema.wire.difference import Base, encode_difference, source_base, update_base
 from cema.wire.messages import BundleManifest
@@ -76,6 +76,9 @@ class Differences:
             if earlier.fingerprint == row.fingerprint:
                 return update_base(self._blobs.get(earlier.blob), manifest)
         except NotFoundError:  # forgotten: keep_versions
+            return None
+        except DamagedError as error:  # else no device that has this version could ever be brought further
+            log.error("version %d of group %s is no base for differences: %s", have, row.group, error)
             return None
         return None
 

@@ -237,7 +237,8 @@ class Store(Protocol):
     ) -> GroupRow | None:
         """Lease one group that has a tick due (samples_seen // tick_images > ticks_done), or is dirty and was last
         published at least publish_interval_ms ago; not under a living lease (not even its own), adapting.
-        Least recently served first."""
+        Least recently served first. A publication in the future, and a lease that ends later than twice lease_ms from
+        now, are of a clock that has been set back since: neither counts."""
 
     def renew(self, group: str, worker: str, now_ms: int, lease_ms: int) -> bool:
         """Prolong the lease; False if it is lost."""
@@ -278,6 +279,6 @@ class BlobStore(Protocol):
         """Durable (fsync of file and folder) when it returns; the same bytes twice is fine."""
 
     def get(self, blob: str) -> bytes:
-        """Raises NotFoundError; StorageError if the content no longer has its hash."""
+        """Raises NotFoundError; DamagedError if the content no longer has its hash; StorageError."""
 
     def delete(self, blob: str) -> None: ...

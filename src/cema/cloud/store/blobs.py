@@ -13,7 +13,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from cema.errors import NotFoundError, StorageError
+from cema.errors import DamagedError, NotFoundError, StorageError
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 
@@ -46,7 +46,7 @@ class FolderBlobs:
         except OSError as error:
             raise StorageError(f"cannot read blob {blob[:12]}: {error.strerror}") from error
         if hashlib.sha256(data).hexdigest() != blob:
-            raise StorageError(
+            raise DamagedError(
                 f"blob {blob[:12]} is damaged: its {len(data)} bytes have another sha256",
                 hint="restore the file from a backup, or build and register the content again",
             )

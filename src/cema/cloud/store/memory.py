@@ -197,7 +197,7 @@ class MemoryStore:
         self, worker: str, now_ms: int, *, lease_ms: int, tick_images: int, publish_interval_ms: int
     ) -> GroupRow | None:
         for group in sorted(self._groups.values(), key=lambda group: (group.served, group.row.name)):
-            if group.due(now_ms, tick_images, publish_interval_ms):
+            if group.due(now_ms, lease_ms, tick_images, publish_interval_ms):
                 group.worker, group.lease_until_ms = worker, now_ms + lease_ms
                 group.served = max(g.served for g in self._groups.values()) + 1
                 return group.public()

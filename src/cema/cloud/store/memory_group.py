@@ -32,12 +32,12 @@ class MemoryGroup:
     def public(self) -> GroupRow:
         return replace(self.row, pending=len(self.pending))
 
-    def due(self, now_ms: int, tick_images: int, publish_interval_ms: int) -> bool:
+    def due(self, now_ms: int, lease_ms: int, tick_images: int, publish_interval_ms: int) -> bool:
         """Whether there is something to do for a worker, and nobody holds a living lease."""
         row = self.row
         tick_due = row.samples_seen // tick_images > row.ticks_done
-        publication_due = row.dirty and row.last_published_ms <= now_ms - publish_interval_ms
-        free = self.worker is None or self.lease_until_ms <= now_ms
+        publication_due = row.dirty and not now_ms - publish_interval_ms < row.last_published_ms <= now_ms
+        free = self.worker is None or not now_ms < self.lease_until_ms <= now_ms + 2 * lease_ms
         return row.adapting and (tick_due or publication_due) and free
 
     def add(self, sample: StoredSample, now_ms: int) -> None:

@@ -218,7 +218,7 @@ class SqlStore:
     def claim(
         self, worker: str, now_ms: int, *, lease_ms: int, tick_images: int, publish_interval_ms: int
     ) -> GroupRow | None:
-        due = sql_work.due(now_ms, tick_images, publish_interval_ms)
+        due = sql_work.due(now_ms, lease_ms, tick_images, publish_interval_ms)
         with self._read() as connection:  # workers look far more often than they find: no lock for nothing
             if connection.execute(due).first() is None:
                 return None

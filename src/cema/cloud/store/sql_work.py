@@ -18,12 +18,14 @@ from cema.cloud.store.sql_updates import discard, publish
 from cema.errors import ConflictError
 
 
-def due(now_ms: int, tick_images: int, publish_interval_ms: int) -> Select[Any]:
+def due(now_ms: int, lease_ms: int, tick_images: int, publish_interval_ms: int) -> Select[Any]:
     """Name of the group to be served next: a tick or a publication is due, and nobody holds a living lease."""
     column = groups.c
     tick_due = column.samples_seen >= (column.ticks_done + 1) * tick_images
-    publication_due = column.dirty & (column.last_published_ms <= now_ms - publish_interval_ms)
-    free = column.worker.is_(None) | (column.lease_until_ms <= now_ms)
+    published = column.last_published_ms
+    publication_due = column.dirty & ((published <= now_ms - publish_interval_ms) | (published > now_ms))
+    lease = column.lease_until_ms
+    free = column.worker.is_(None) | (lease <= now_ms) | (lease > now_ms + 2 * lease_ms)
     return (
         select(column.name)
         .where(column.adaptation == "on", column.paused_ms.is_(None), or_(tick_due, publication_due), free)
