@@ -239,10 +239,10 @@ class Updater:
                 "expected an update with running statistics: this bundle cannot measure its own",
                 hint="build the bundle without --int8, or use a method whose statistics are the cloud's",
             )
-        if manifest.version <= self._adapted.version and manifest.rollback_of is None:
+        if manifest.version <= self._adapted.version:  # a rollback has a new version, too: this is an old one, replayed
             raise UpdateContentError(
                 f"expected a version above {self._adapted.version}, got {manifest.version}",
-                hint="only a rollback may go back",
+                hint="versions only rise, also when the cloud rolls back",
                 version=manifest.version,
             )
 

@@ -29,6 +29,8 @@ MAX_PIXELS = 25_000_000
 """Largest picture that is decoded, about 75 MB as RGB; a 12-megapixel camera fits twice."""
 MAX_IMAGE_BYTES = 8 * 1024 * 1024
 
+_SHOWN_CHARS = 80
+"""Of what came, in a message."""
 _RAW_HEADER = struct.Struct("<II")
 _PIL_FORMAT = {"jpeg": "JPEG", "webp": "WEBP", "png": "PNG"}
 
@@ -136,7 +138,7 @@ def _opened(data: bytes, codec: str | None, max_pixels: int) -> Iterator[Image.I
     if len(data) > MAX_IMAGE_BYTES:
         raise SizeLimitError(f"expected an image of at most {MAX_IMAGE_BYTES} bytes, got {len(data)}")
     if codec is not None and codec not in _PIL_FORMAT:
-        raise ImageError(f"expected one of the codecs {', '.join(CODECS)}, got {codec!r}")
+        raise ImageError(f"expected one of the codecs {', '.join(CODECS)}, got {codec[:_SHOWN_CHARS]!r}")
     formats: list[str] = list(_PIL_FORMAT.values()) if codec is None else [_PIL_FORMAT[codec]]
     try:
         with warnings.catch_warnings():
@@ -147,8 +149,10 @@ def _opened(data: bytes, codec: str | None, max_pixels: int) -> Iterator[Image.I
     except Image.DecompressionBombError as error:
         raise SizeLimitError(f"expected at most {max_pixels} pixels: {error}") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        # Pillow's word for an unknown format is the address of the buffer, which is nobody's business
+        what = "not that format" if isinstance(error, UnidentifiedImageError) else error
         raise ImageError(
-            f"expected a complete {codec or 'jpeg, webp or png'} image, got {len(data)} bytes: {error}",
+            f"expected a complete {codec or 'jpeg, webp or png'} image, got {len(data)} bytes: {what}",
             hint="check that the file is complete and that its content matches its type",
         ) from error
 

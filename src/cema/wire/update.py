@@ -21,7 +21,7 @@ from safetensors.numpy import save
 from cema.errors import BaseMismatchError, SizeLimitError, UpdateContentError, UpdateError
 from cema.types import Float32Array, NormParameters
 from cema.wire import signing
-from cema.wire.messages import PROTOCOL_VERSION, BundleManifest, NormTensor, UpdateManifest
+from cema.wire.messages import MAX_VERSION, PROTOCOL_VERSION, BundleManifest, NormTensor, UpdateManifest
 
 MAX_UPDATE_BYTES = 64 * 1024 * 1024
 MAX_HEADER_BYTES = 4 * 1024 * 1024
@@ -109,6 +109,8 @@ def read_manifest(data: bytes) -> UpdateManifest:
             f"got protocol {manifest.protocol} with encoding {manifest.encoding!r}",
             hint="upgrade cema on this device",
         )
+    if not 1 <= manifest.version <= MAX_VERSION:
+        raise UpdateError(f"expected a version in 1..{MAX_VERSION}, got {manifest.version}")
     return manifest
 
 
