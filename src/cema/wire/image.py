@@ -106,7 +106,7 @@ def decode_image(
         scale = short_px / min(picture.size)
         if 0 < scale < 1:
             picture.draft("RGB", (math.ceil(picture.width * scale), math.ceil(picture.height * scale)))
-        return np.asarray(picture.convert("RGB"))
+        return _as_rgb(picture)
 
 
 def check_image(data: bytes, codec: str, *, max_pixels: int = MAX_PIXELS) -> None:
@@ -116,6 +116,13 @@ def check_image(data: bytes, codec: str, *, max_pixels: int = MAX_PIXELS) -> Non
         return
     with _opened(data, codec, max_pixels):
         pass
+
+
+def _as_rgb(picture: Image.Image) -> Uint8Array:
+    if picture.mode.startswith("I"):  # grey with 16 bits, of which Pillow would cut off all above 255
+        grey_HW = (np.asarray(picture) >> 8).astype(np.uint8)
+        return np.repeat(grey_HW[..., np.newaxis], 3, axis=2)
+    return np.asarray(picture.convert("RGB"))
 
 
 def _scaled_down(image_HWC: Uint8Array, max_side_px: int) -> Uint8Array:
