@@ -44,7 +44,7 @@ class Device:
         return prediction
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
     config = DeviceConfig(
         url=NOWHERE, group="g", device_id="d", token="secret", public_key=signing.public_key(PRIVATE),

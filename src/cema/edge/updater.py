@@ -233,7 +233,7 @@ class Updater:
 
     def _check_manifest(self, manifest: UpdateManifest) -> None:
         if manifest.group != self._config.group:
-            raise UpdateContentError(f"expected an update for group {self._config.group}, got {manifest.group}")
+            raise UpdateContentError(f"expected an update for group {self._config.group}, got {manifest.group[:80]!r}")
         if manifest.stats_owner == "edge" and self._bundle.follows and not self._bundle.measures:
             raise UpdateContentError(
                 "expected an update with running statistics: this bundle cannot measure its own",
