@@ -30,6 +30,7 @@ Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 FilePath = Annotated[str, Meta(pattern=r"^[^\x00]*\Z")]
 MAX_FILE_BYTES = 1024 * 1024
 """Of a configuration or token file; certificates written out in it (``uplink.ca_pem``) take a few kilobytes."""
+_MAX_DOTS = 100  # tomllib's memory grows with the square of a key's parts
 _TOKEN = re.compile(r"[!-~]+")
 """What can stand behind ``Bearer`` in a header."""
 
@@ -277,6 +278,8 @@ def _read(path: str | os.PathLike[str], content: str) -> str:
 
 def parse(text: str, kind: type[S], *, source: str = "<text>") -> S:
     """TOML text to a configuration table; strict. Raises ConfigError that names the key."""
+    if max((line.count(".") for line in text.splitlines() if not line.startswith("#")), default=0) > _MAX_DOTS:
+        raise ConfigError(f"expected TOML with at most {_MAX_DOTS} dots in a line in {source}, got more")
     try:
         return msgspec.convert(tomllib.loads(text), type=kind)
     except msgspec.ValidationError as error:

@@ -60,7 +60,9 @@ def patched(at: bytes, offset: int, value: bytes, *, last: bool = False) -> byte
     return bytes(data)
 
 
-def remade(model: bytes = OTHER_BUNDLE.model, norm: bytes = OTHER_BUNDLE.norm, statistics: bytes = b"", **changes: Any) -> bytes:
+def remade(
+    model: bytes = OTHER_BUNDLE.model, norm: bytes = OTHER_BUNDLE.norm, statistics: bytes = b"", **changes: Any
+) -> bytes:
     """A bundle whose fingerprint is right, with another graph or manifest (``norm_table`` and ``shared``: its ``norm``
     and ``statistics``)."""
     fields = {{"norm_table": "norm", "shared": "statistics"}.get(name, name): value for name, value in changes.items()}
@@ -142,7 +144,8 @@ def _case(decoder: str, name: str, build: Callable[[], bytes], code: str = BAD) 
 _zip = partial(_case, CONTAINER)
 _LOCAL, _CENTRAL, _END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
 CONTAINERS = [
-    Case("signed by a stranger", CONTAINER, "signed by a stranger", FORGED, lambda: (GOOD, signing.sign(GOOD, STRANGER))),
+    Case("signed by a stranger", CONTAINER, "signed by a stranger", FORGED,
+    lambda: (GOOD, signing.sign(GOOD, STRANGER))),
     Case("unsigned", CONTAINER, "unsigned", FORGED, lambda: (GOOD, "")),
     Case("signature of other bytes", CONTAINER, "signature of other bytes", FORGED,
          lambda: (GOOD, signing.sign(GOOD[1:], PRIVATE))),
@@ -153,7 +156,8 @@ CONTAINERS = [
     _zip("only an end record", lambda: _END + bytes(18)),
     _zip("no files", lambda: zipped([])),
     _zip("deflated", lambda: zipped(list(FILES.items()), zipfile.ZIP_DEFLATED)),
-    _zip("deflated bomb", lambda: zipped([*list(FILES.items())[:2], ("norm.bin", bytes(64 * MIB))], zipfile.ZIP_DEFLATED)),
+    _zip("deflated bomb",
+          lambda: zipped([*list(FILES.items())[:2], ("norm.bin", bytes(64 * MIB))], zipfile.ZIP_DEFLATED)),
     _zip("bzip2", lambda: zipped(list(FILES.items()), zipfile.ZIP_BZIP2)),
     _zip("unknown compression", lambda: patched(_CENTRAL, 10, b"\x63\0")),
     _zip("encrypted", lambda: patched(_CENTRAL, 8, b"\x01\0")),
@@ -171,7 +175,8 @@ CONTAINERS = [
     _zip("another file", lambda: zipped([*FILES.items(), ("setup.py", b"raise SystemExit")])),
     _zip("a path upwards", lambda: zipped([*FILES.items(), ("../../evil", b"x")])),
     _zip("an absolute path", lambda: zipped([*FILES.items(), ("/etc/passwd", b"x")])),
-    _zip("a path instead of the model", lambda: zipped([("manifest.json", FILES["manifest.json"]), ("../model.onnx", b"x"), ("norm.bin", b"")])),
+    _zip("a path instead of the model",
+          lambda: zipped([("manifest.json", FILES["manifest.json"]), ("../model.onnx", b"x"), ("norm.bin", b"")])),
     _zip("a folder", lambda: zipped([*FILES.items(), ("folder/", b"")])),
     _zip("a file twice", lambda: zipped([*FILES.items(), ("norm.bin", OTHER_BUNDLE.norm)])),
     _zip("another order", lambda: zipped(list(FILES.items())[::-1])),
@@ -220,12 +225,14 @@ MANIFESTS = [
     *(
         _manifest(f"recipe with {name}", partial(recipe, **changes))
         for name, changes in {
-            "no height": {"size": (0, 8)}, "a width below 0": {"size": (8, -8)}, "too many pixels": {"size": (MAX_PIXELS, 2)},
+            "no height": {"size": (0, 8)}, "a width below 0": {"size": (8, -8)},
+            "too many pixels": {"size": (MAX_PIXELS, 2)},
             "another size than the graph": {"size": (9, 9)}, "no means": {"mean": ()}, "four stds": {"std": (1.0,) * 4},
             "a std of 0": {"std": (0.0, 1.0, 1.0)}, "a std below 0": {"std": (-1.0, 1.0, 1.0)},
             "a tiny std": {"std": (1e-320, 1.0, 1.0)}, "a huge mean": {"mean": (1e300, 0.0, 0.0)},
             "a huge short side": {"resize_short": 1 << 60}, "a short side below 0": {"resize_short": -1},
-            "an unknown interpolation": {"interpolation": "lanczos"}, "a long interpolation": {"interpolation": "x" * 100_000},
+            "an unknown interpolation": {"interpolation": "lanczos"},
+            "a long interpolation": {"interpolation": "x" * 100_000},
         }.items()
     ),
     _manifest("no classes", lambda: remade(classes=[])),
@@ -250,7 +257,8 @@ GRAPHS = [
     _graph("graph without norms", lambda: edited(lambda model: model.graph.ClearField("initializer"))),
     *(
         _graph(f"weights in {location}", partial(external, location))
-        for location in ("/etc/passwd", "../../../../etc/passwd", SECRET, f"./{SECRET}", f"x/../{SECRET}", "norm.bin", "",
+        for location in ("/etc/passwd", "../../../../etc/passwd", SECRET, f"./{SECRET}", f"x/../{SECRET}", "norm.bin",
+        "",
                          "*/_ORT_MEM_ADDR_/*", "http://127.0.0.1:1/x", "/dev/zero", "a\0b")
     ),
 ]  # fmt: skip

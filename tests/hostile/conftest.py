@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from integration.web.conftest import PICTURE, Service, served
 
 from cema.cloud.store import open_store
 from cema.config import (
@@ -25,6 +24,7 @@ from cema.types import Prediction
 from cema.wire import signing
 from cema.wire.tokens import token_digest
 from hostile.keys import BUNDLE, PRIVATE, signed_update
+from integration.web.conftest import PICTURE, Service, served
 
 NOWHERE = "http://127.0.0.1:1"
 RUNNING_VERSION = 5

@@ -22,7 +22,14 @@ def _case(name: str, code: str, data: bytes, codec: str) -> Case:
 
 
 _WRONG_CODEC = [
-    Case(f"{kind} as {codec}", DECODER, f"{kind} as {codec}", LARGE if codec == "raw" else BAD, partial(good, kind), {"codec": codec})
+    Case(
+        f"{kind} as {codec}",
+        DECODER,
+        f"{kind} as {codec}",
+        LARGE if codec == "raw" else BAD,
+        partial(good, kind),
+        {"codec": codec},
+    )
     for kind in ("jpeg", "png", "webp")
     for codec in ("jpeg", "png", "webp", "raw")
     if kind != codec

@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from integration.web.conftest import PICTURE
 
 from cema.edge.writer import image_codec
 from cema.errors import ImageError, WireError
@@ -16,6 +15,7 @@ from cema.wire.preprocess import fit_encoded
 from hostile.case import TAKEN, Case, bounded, check_error, contents, each
 from hostile.images import CASES
 from hostile.payloads import CASES as PAYLOADS
+from integration.web.conftest import PICTURE
 
 RECIPE = Preprocess(size=(8, 8))
 SILENT = ("status.json", "outbox.db", "outbox.db-wal", "outbox.db-shm")

@@ -151,7 +151,9 @@ def _read_zip(data: bytes) -> dict[str, bytes]:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             infos = archive.infolist()
             if tuple(info.filename for info in infos) not in (_FILES, (*_FILES, STATISTICS_FILE)):
-                raise BundleError(f"expected the files {', '.join(_FILES)}, got {[i.filename[:_SHOWN_CHARS] for i in infos][:5]}")
+                raise BundleError(
+                    f"expected the files {', '.join(_FILES)}, got {[i.filename[:_SHOWN_CHARS] for i in infos][:5]}"
+                )
             if any(info.compress_type != zipfile.ZIP_STORED or info.file_size > len(data) for info in infos):
                 raise BundleError("expected stored (uncompressed) files inside the bundle")
             return {info.filename: archive.read(info) for info in infos}
@@ -172,11 +174,13 @@ def _check(bundle: Bundle) -> None:
         raise BundleError(f"expected content with fingerprint {manifest.fingerprint[:12]}, got {actual[:12]}")
     if manifest.input_type not in (*INPUT_TYPES, msgspec.UNSET):
         raise BundleError(
-            f"expected an input of {' or '.join(INPUT_TYPES)}, got {str(manifest.input_type)[:_SHOWN_CHARS]!r}", hint="upgrade cema"
+            f"expected an input of {' or '.join(INPUT_TYPES)}, got {str(manifest.input_type)[:_SHOWN_CHARS]!r}",
+            hint="upgrade cema",
         )
     if manifest.precision not in (*PRECISIONS, msgspec.UNSET):
         raise BundleError(
-            f"expected a precision of {' or '.join(PRECISIONS)}, got {str(manifest.precision)[:_SHOWN_CHARS]!r}", hint="upgrade cema"
+            f"expected a precision of {' or '.join(PRECISIONS)}, got {str(manifest.precision)[:_SHOWN_CHARS]!r}",
+            hint="upgrade cema",
         )
     names, initializers = {each.name for each in manifest.norm}, {each.initializer for each in manifest.norm}
     if not manifest.norm or len(names) != len(manifest.norm) or len(initializers) != len(manifest.norm):
@@ -193,7 +197,9 @@ def _check_statistics(bundle: Bundle) -> None:
         raise BundleError(f"expected {STATISTICS_FILE} and its description, or neither", hint="build the bundle again")
     for weight in [] if isinstance(described, msgspec.UnsetType) else described:
         if not _lies_within(len(bundle.model), weight.shape, weight.offset):
-            raise BundleError(f"expected weight {weight.name[:_SHOWN_CHARS]!r} inside {MODEL_FILE} ({len(bundle.model)} bytes)")
+            raise BundleError(
+                f"expected weight {weight.name[:_SHOWN_CHARS]!r} inside {MODEL_FILE} ({len(bundle.model)} bytes)"
+            )
 
 
 def _check_recipe(recipe: Preprocess) -> None:
@@ -206,12 +212,16 @@ def _check_recipe(recipe: Preprocess) -> None:
             f"expected an input of 1 to {MAX_PIXELS} pixels, got {recipe.size}, resize_short {recipe.resize_short}"
         )
     if recipe.interpolation not in INTERPOLATIONS:
-        raise BundleError(f"expected interpolation {' or '.join(INTERPOLATIONS)}, got {recipe.interpolation[:_SHOWN_CHARS]!r}")
+        raise BundleError(
+            f"expected interpolation {' or '.join(INTERPOLATIONS)}, got {recipe.interpolation[:_SHOWN_CHARS]!r}"
+        )
 
 
 def _tensor(norm: bytes, tensor: NormTensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     if not _lies_within(len(norm), tensor.shape, tensor.offset):
-        raise BundleError(f"expected {tensor.name[:_SHOWN_CHARS]} inside {NORM_FILE} ({len(norm)} bytes), got offset {tensor.offset}")
+        raise BundleError(
+            f"expected {tensor.name[:_SHOWN_CHARS]} inside {NORM_FILE} ({len(norm)} bytes), got offset {tensor.offset}"
+        )
     return np.frombuffer(norm, "<f4", math.prod(tensor.shape), tensor.offset).reshape(tensor.shape)
 
 
