@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,15 +34,25 @@ QUIET = UplinkConfig(backoff_min_s=3600, backoff_max_s=3600)
 
 
 class Device:
-    """An agent on version 5 of the tiny bundle; nothing it predicts is selected twice."""
+    """An agent on version 5 of the tiny bundle; whatever it predicts goes to its outbox."""
 
     def __init__(self, agent: EdgeAgent) -> None:
         self.agent, self.updater, self.folder = agent, agent._updater, agent._folder.path
+        self._pause = threading.Event()
 
     def predicts(self, picture: bytes = PICTURE) -> Prediction:
         (prediction,) = self.agent.predict([picture])
         assert np.isfinite(prediction.probability)
         return prediction
+
+    def queued(self) -> int:
+        """Samples in the outbox, once the agent's writer has nothing in hand."""
+        for _ in range(4000):
+            status = self.agent.status()
+            if status["memory_samples"] == 0:
+                return int(str(status["outbox_samples"]))
+            self._pause.wait(0.005)
+        raise AssertionError("the writer does not write any more")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +60,7 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
     config = DeviceConfig(
         url=NOWHERE, group="g", device_id="d", token="secret", public_key=signing.public_key(PRIVATE),
         state_dir=str(tmp_path_factory.mktemp("hostile") / "state"), uplink=QUIET, runtime=RuntimeConfig(threads=1),
-        selection=SelectionConfig(e_max=0.0, e_min=0.0, dynamic=False), outbox=OutboxConfig(commit_interval_s=0.0),
+        selection=SelectionConfig(enabled=False), outbox=OutboxConfig(commit_interval_s=0.0),
     )  # fmt: skip
     with EdgeAgent(config, bundle=BUNDLE) as agent:
         made = Device(agent)

@@ -65,13 +65,17 @@ class PatientProtocol(H11Protocol):
 
     def _watch(self) -> None:
         """A deadline while a head or the rest of an answered body is to come; idle connections have uvicorn's own."""
-        answering = self.cycle is not None and not self.cycle.response_complete
-        rest = self.conn.their_state is h11.SEND_BODY or bool(self.conn.trailing_data[0])
-        idle = self.cycle is not None and not rest
-        if answering or idle or self.transport.is_closing():
+        if self.transport.is_closing() or not self._owes_bytes():
             self._rest()
         elif self._deadline is None:
             self._deadline = self.loop.call_later(self.receive_timeout_s, self._expire)
+
+    def _owes_bytes(self) -> bool:
+        if self.cycle is None:
+            return True
+        if not self.cycle.response_complete:
+            return False  # its body has a deadline of its own: api/samples.py
+        return self.conn.their_state is h11.SEND_BODY or bool(self.conn.trailing_data[0])
 
     def _rest(self) -> None:
         if self._deadline is not None:
