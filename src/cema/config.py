@@ -8,6 +8,7 @@ generated from this file.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from ipaddress import ip_address
 from pathlib import Path
@@ -25,7 +26,13 @@ Bytes = Annotated[int, Meta(ge=1, le=1 << 42)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Rate = Annotated[float, Meta(ge=0, le=1e12)]
 ImageCoding = Annotated[str, Meta(pattern=rf"^(auto|{IMAGE_CODING})\Z")]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
+FilePath = Annotated[str, Meta(pattern=r"^[^\x00]*\Z")]
+MAX_FILE_BYTES = 1024 * 1024
+"""Of a configuration or token file; certificates written out in it (``uplink.ca_pem``) take a few kilobytes."""
+_MAX_DOTS = 100  # tomllib's memory grows with the square of a key's parts
+_TOKEN = re.compile(r"[!-~]+")
+"""What can stand behind ``Bearer`` in a header."""
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,10 +79,10 @@ class UplinkConfig(Section, frozen=True, kw_only=True):
     max_bytes_per_day: Annotated[int, Meta(ge=0)] = 0  # uplink budget, 0 = unlimited
     send_samples: bool = True  # false = no picture leaves this device; it follows its stream and takes updates as ever
     blur_px: Annotated[float, Meta(ge=0, le=100)] = 0.0  # radius of a Gaussian blur before upload, at the model's size
-    ca_file: str | None = None  # private certificate authority (PEM), the only one trusted then; relative to this file
+    ca_file: FilePath | None = None  # private authority (PEM), the only one trusted then; relative to this file
     ca_pem: str | None = None  # the same, written out here; 'cema device enrol' does, if the cloud has server.tls_ca
-    client_certificate: str | None = None  # PEM, for a cloud with server.tls_client_ca; relative to this file
-    client_key: str | None = None  # PEM, of client_certificate; relative to this file
+    client_certificate: FilePath | None = None  # PEM, for a cloud with server.tls_client_ca; relative to this file
+    client_key: FilePath | None = None  # PEM, of client_certificate; relative to this file
     allow_plain_http: bool = False  # true = http:// beyond this machine: only where something else encrypts the link
     image_coding: ImageCoding = (
         "auto"  # of uploaded pixels: auto, png, jpeg-85, jpeg-85-444, webp-80; @160: 160 px at most
@@ -107,10 +114,10 @@ class DeviceConfig(Section, frozen=True, kw_only=True):
     group: Name  # whose model this device runs
     device_id: Name  # unique in the cloud
     token: str | None = None  # a key or a one-time token; or token_file, or the environment variable CEMA_TOKEN
-    token_file: str | None = None  # holds the token alone; relative to this file
+    token_file: FilePath | None = None  # holds the token alone; relative to this file
     public_key: str | None = None  # Ed25519, base64; the cloud's updates and bundles are checked against it
     verify_updates: bool = True  # false accepts unsigned content: only on a trusted link
-    state_dir: str = "cema-state"  # relative to this file
+    state_dir: FilePath = "cema-state"  # relative to this file
     selection: SelectionConfig = SelectionConfig()
     outbox: OutboxConfig = OutboxConfig()
     uplink: UplinkConfig = UplinkConfig()
@@ -127,14 +134,15 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 = all networks
     port: Annotated[int, Meta(ge=0, le=65_535)] = 8470  # 0 = any free port
     public_url: str | None = None  # what devices dial; default http://host:port
-    data_dir: str = "cema-data"  # database, blobs and keys; relative to this file
-    tls_certificate: str | None = None  # PEM, relative to this file; with tls_key the service speaks HTTPS itself
-    tls_key: str | None = None  # PEM; relative to this file
-    tls_ca: str | None = None  # private authority behind tls_certificate (PEM): enrolled devices trust it alone
-    tls_client_ca: str | None = None  # PEM; devices then also need a certificate that it signed (mutual TLS)
+    data_dir: FilePath = "cema-data"  # database, blobs and keys; relative to this file
+    tls_certificate: FilePath | None = None  # PEM, relative to this file; with tls_key the service speaks HTTPS itself
+    tls_key: FilePath | None = None  # PEM; relative to this file
+    tls_ca: FilePath | None = None  # private authority behind tls_certificate (PEM): enrolled devices trust it alone
+    tls_client_ca: FilePath | None = None  # PEM; devices then also need a certificate that it signed (mutual TLS)
     behind_tls_proxy: bool = False  # true = plain http beyond this machine: only where a proxy in front speaks TLS
     max_body_bytes: Bytes = 16 * 1024 * 1024  # of an upload, also once inflated; 16 photographs of 1 MB
     max_batch_samples: Count = 256  # samples per upload
+    receive_timeout_s: Annotated[float, Meta(gt=0, le=3600)] = 30.0  # for a request's head, and silence in its body
     max_poll_wait_s: Seconds = 55.0  # below the 60 s at which proxies cut idle requests
     poll_interval_s: Annotated[float, Meta(gt=0, le=10)] = 0.1  # how often one shared task looks for new versions
     drain_s: Seconds = 10.0  # SIGTERM: time for running requests and the running step
@@ -173,11 +181,11 @@ class RetentionConfig(Section, frozen=True, kw_only=True):
 class GroupConfig(Section, frozen=True, kw_only=True):
     """One fleet that shares a model: its bundle, the torch models behind it and the method."""
 
-    bundle: str  # file made by ``cema bundle build``; relative to this file
+    bundle: FilePath  # file made by ``cema bundle build``; relative to this file
     edge_model: str  # a known name or module:factory
     foundation_model: str | None = None  # as edge_model; for methods that learn from a larger one
-    edge_weights: str | None = None  # safetensors, for models that need a file; relative to this file
-    foundation_weights: str | None = None  # safetensors; relative to this file
+    edge_weights: FilePath | None = None  # safetensors, for models that need a file; relative to this file
+    foundation_weights: FilePath | None = None  # safetensors; relative to this file
     method: str = "cema"  # name of the adaptation method
     options: dict[str, bool | int | float | str] = {}  # overrides of the method's numbers
     seed: int = 0  # of the replay draws
@@ -227,13 +235,21 @@ def is_loopback(host: str) -> bool:
 def configured_token(config: DeviceConfig) -> str | None:
     """The bearer token: environment (CEMA_TOKEN), else token_file, else the file itself. Raises ConfigError."""
     if os.environ.get("CEMA_TOKEN"):
-        return os.environ["CEMA_TOKEN"].strip()
+        return _checked_token(os.environ["CEMA_TOKEN"].strip(), "CEMA_TOKEN")
     if config.token_file:
-        token = _read(config.token_file, "token").strip()
-        if not token:
-            raise ConfigError(f"expected a token in {config.token_file}, the file is empty")
+        return _checked_token(_read(config.token_file, "token").strip(), config.token_file)
+    return config.token and _checked_token(config.token, "'token' of device.toml")
+
+
+def _checked_token(token: str, source: str) -> str:
+    if _TOKEN.fullmatch(token):
         return token
-    return config.token
+    # not shown: it may be all but the right one
+    raise ConfigError(
+        f"expected a token of printable ASCII characters without blanks in {source}, "
+        + (f"got {len(token)} characters with others" if token else "it is empty"),
+        hint="copy the token again, as 'cema device enrol' wrote it",
+    )
 
 
 def device_token(config: DeviceConfig) -> str:
@@ -252,21 +268,30 @@ def _load(path: str | os.PathLike[str], kind: type[S]) -> S:
 
 def _read(path: str | os.PathLike[str], content: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"expected a readable {content} file at {path}: {error}") from error
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        text = data.decode("utf-8")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that cannot be
+        raise ConfigError(
+            f"expected a readable {content} file at {str(path)!r}: {error}", hint="a text file in UTF-8"
+        ) from error
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError(f"expected a {content} file of at most {MAX_FILE_BYTES} bytes at {path}, got more")
+    return text
 
 
 def parse(text: str, kind: type[S], *, source: str = "<text>") -> S:
     """TOML text to a configuration table; strict. Raises ConfigError that names the key."""
+    if max((line.count(".") for line in text.splitlines() if not line.startswith("#")), default=0) > _MAX_DOTS:
+        raise ConfigError(f"expected TOML with at most {_MAX_DOTS} dots in a line in {source}, got more")
     try:
         return msgspec.convert(tomllib.loads(text), type=kind)
     except msgspec.ValidationError as error:
         raise ConfigError(
             f"{source}: {error}", hint="docs/configuration.md lists every key with unit and range"
         ) from error
-    except (ValueError, RecursionError) as error:  # ValueError: also a number of more digits than Python reads
-        raise ConfigError(f"{source} is not TOML: {error}") from error
+    except (ValueError, RecursionError) as error:  # more than TOMLDecodeError: numbers of thousands of digits
+        raise ConfigError(f"{source} is not TOML: {error}", hint="https://toml.io says how it is written") from error
 
 
 def _anchored(section: S, base: Path, fields: tuple[str, ...]) -> S:

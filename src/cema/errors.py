@@ -8,7 +8,7 @@ CemaError
 ├── ConfigError            a file or an option that cannot be used
 │   └── PlainHttpError     secrets would cross a network unencrypted
 ├── WireError              bytes that are not the protocol
-│   ├── MessageError, EncodingError, ImageError, SizeLimitError
+│   ├── MessageError, EncodingError, BodyTimeoutError, ImageError, SizeLimitError
 │   ├── UpdateError        ├── SignatureError, BaseMismatchError, UpdateContentError
 │   └── BundleError
 ├── ExportError            a torch model that cannot become a bundle
@@ -82,6 +82,12 @@ class EncodingError(WireError):
     """A body in a Content-Encoding that the cloud does not take."""
 
     code, http_status = "encoding_unsupported", 415
+
+
+class BodyTimeoutError(WireError):
+    """A request that did not come in within the time it is given; nothing of it was used."""
+
+    code, http_status = "body_timeout", 408
 
 
 class ImageError(WireError):

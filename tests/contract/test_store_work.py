@@ -23,18 +23,11 @@ FOREVER_MS = 1 << 40
 def upload(store: Store, numbers: range, *, seen: int, now_ms: int = 1, group: str = "g") -> None:
     made = [
         Sample(
-            sample_id=n.to_bytes(16, "big"),
-            seq=n,
-            codec="png",
-            image=b"x",
-            label=0,
-            probability=0.5,
-            entropy=1.0,
-            update_version=0,
-            captured_at_ms=0,
+            sample_id=n.to_bytes(16, "big"), seq=n, codec="png", image=b"x", label=0, probability=0.5, entropy=1.0,
+            update_version=0, captured_at_ms=0,
         )
         for n in numbers
-    ]
+    ]  # fmt: skip
     boot = f"{group:16}".encode()
     store.add_samples(
         group,

@@ -89,7 +89,7 @@ def test_a_tensor_outside_the_weights_is_refused(change: dict[str, object], tiny
 
 def test_a_table_without_tensors_or_with_one_twice_is_refused(tiny_bundle: Bundle) -> None:
     for table in ([], [tiny_bundle.manifest.norm[0]] * 2):
-        with pytest.raises(BundleError, match="name of its own"):
+        with pytest.raises(BundleError, match="each with a name"):
             decode_bundle(forged(tiny_bundle, norm=table))
 
 

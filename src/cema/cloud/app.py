@@ -27,6 +27,7 @@ from cema.cloud.api.metrics import Metrics
 from cema.cloud.api.newest import NewestUpdates
 from cema.cloud.api.schema import install_schema
 from cema.cloud.api.watch import VersionWatch
+from cema.cloud.connection import MAX_HEAD_BYTES, PatientProtocol
 from cema.cloud.keys import signing_key
 from cema.cloud.store.base import BlobStore, Store
 from cema.cloud.store.rows import now_ms
@@ -58,13 +59,15 @@ def create_app(config: ServeConfig, store: Store, blobs: BlobStore, *, clock_ms:
         Allowance(config.server.device_upload_bytes_per_s, "server.device_upload_bytes_per_s"),
     )  # fmt: skip
     shared = _ADMIN if config.admin.listener == "shared" else ()
-    app = FastAPI(title="cema", version=__version__, summary="Samples in, updates out.", lifespan=_lifespan)
+    app = FastAPI(title="cema", version=__version__, summary="Samples in, updates out.", lifespan=_lifespan,
+                  redirect_slashes=False)  # fmt: skip
     return _with_routes(app, context, (*_DEVICES, *shared, health.router))
 
 
 def create_admin_app(app: FastAPI) -> FastAPI:
     """What operators and readers ask, beside ``app`` and on the same store."""
-    admin_app = FastAPI(title="cema administration", version=__version__, summary="Look at the cloud, and steer it.")
+    admin_app = FastAPI(title="cema administration", version=__version__, summary="Look at the cloud, and steer it.",
+                        redirect_slashes=False)  # fmt: skip
     return _with_routes(admin_app, app.state.context, (*_ADMIN, health.router))
 
 
@@ -164,6 +167,8 @@ def _uvicorn_config(
         access_log=False,
         server_header=False,
         ws="none",
+        http=PatientProtocol.within(server.receive_timeout_s),
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
     )
 
 
@@ -190,7 +195,7 @@ def _listen(host: str, port: int, table: str) -> socket.socket:
         # a kept connection waits for the client to acknowledge the headers: 40 ms.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
-    except (OSError, OverflowError) as error:  # OverflowError: the port after 65535
+    except (OSError, OverflowError, UnicodeError) as error:  # the port after 65535; no host name
         raise ConfigError(
             f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}",
             hint=f"choose another {table}.host or {table}.port; port 0 takes a free one",

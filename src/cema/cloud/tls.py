@@ -37,7 +37,9 @@ def _check_files(certificate: str, key: str, client_ca: str | None) -> None:
     try:
         context.load_cert_chain(certificate, key, password=lambda: "")  # without it, OpenSSL would ask the terminal
     except OSError as error:
-        raise ConfigError(f"{certificate} and {key} are no certificate with its unencrypted key: {error}") from error
+        raise ConfigError(
+            f"expected a certificate with its unencrypted key in {certificate} and {key}: {error}"
+        ) from error
     try:
         if client_ca:
             context.load_verify_locations(client_ca)

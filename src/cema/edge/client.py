@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import NamedTuple, TypeVar
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
 import urllib3
 from urllib3.exceptions import HTTPError, InvalidHeader
 from urllib3.response import BaseHTTPResponse
+from urllib3.util import parse_url
 
 from cema.config import UplinkConfig, is_loopback
 from cema.edge.connections import Connections
@@ -59,6 +60,7 @@ MAX_RETRY_AFTER_S = 3600.0
 """A Retry-After beyond this is taken as this: a typing error in a proxy must not silence a fleet for a year."""
 _CHUNK_BYTES = 64 * 1024
 _VERSION_DIGITS = 10
+_SHOWN_CHARS = 200
 _USER_AGENT = "cema-edge"
 _ERRORS: Mapping[int, type[CemaError]] = {
     401: AuthError, 403: ForbiddenError, 404: NotFoundError, 409: ConflictError, 413: SizeLimitError,
@@ -97,11 +99,9 @@ class CloudClient:
     def __init__(
         self, url: str, group: str, token: str | Identity, *, config: UplinkConfig, counters: EdgeCounters | None = None
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"expected the cloud's address as https://host[:port], got {url!r}")
+        parts = _address(url)
         self._base = f"{url.rstrip('/')}/v1/groups/{quote(group, safe='')}"
-        if parts.scheme == "http" and not (config.allow_plain_http or is_loopback(parts.hostname)):
+        if parts.scheme == "http" and not (config.allow_plain_http or is_loopback(parts.hostname or "")):
             raise PlainHttpError(
                 f"expected https, got {url!r}: the token and the pictures would cross the network unencrypted",
                 hint="give the cloud a certificate ('cema tls init'), or set uplink.allow_plain_http = true "
@@ -218,6 +218,21 @@ class CloudClient:
         if response.status not in (200, 204):
             raise _refusal(response, content)
         return response.status, content, response.headers
+
+
+def _address(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        parse_url(url)  # what urllib3 can dial is less than what urlsplit can read; a bad port is an error of both
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and url.isprintable()
+    except (ValueError, HTTPError):
+        good = False
+    if not good:
+        raise ConfigError(
+            f"expected the cloud's address as https://host[:port], got {url[:_SHOWN_CHARS]!r}",
+            hint="set url in device.toml to what 'cema serve' prints",
+        )
+    return parts
 
 
 def _read(response: BaseHTTPResponse, limit_bytes: int) -> bytes:

@@ -15,9 +15,12 @@ from urllib.request import getproxies, proxy_bypass
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HTTPError
 
 from cema.config import UplinkConfig, is_loopback
 from cema.errors import ConfigError
+
+_SHOWN_CHARS = 200
 
 
 class Connections:
@@ -104,4 +107,10 @@ def _pool_manager(url: str, config: UplinkConfig) -> urllib3.PoolManager:
     proxy = config.proxy
     if proxy is None and not proxy_bypass(parts.netloc) and not is_loopback(parts.hostname or ""):
         proxy = getproxies().get(parts.scheme)
-    return urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+    try:
+        return urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+    except (HTTPError, AssertionError) as error:  # ProxySchemeUnknown is both
+        raise ConfigError(
+            f"expected a proxy as http://host:port, got {str(proxy)[:_SHOWN_CHARS]!r}",
+            hint="set uplink.proxy in device.toml, or HTTPS_PROXY in the environment",
+        ) from error

@@ -34,6 +34,8 @@ MAX_AUTO_THREADS = 4
 SMOKE_SEED = 0
 _ANSWERS = (PROBABILITIES_OUTPUT, ENTROPY_OUTPUT, LABEL_OUTPUT, CONFIDENCE_OUTPUT)
 _LOG_ERRORS_ONLY = 3
+_NO_FOLDER = os.devnull
+"""Where there are no files."""
 
 ORT_ERRORS: tuple[type[Exception], ...] = (
     *(kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)),
@@ -138,6 +140,8 @@ class EdgeSession:
         recipe, classes = self.bundle.manifest.preprocess, len(self.bundle.manifest.classes)
         noise = np.random.default_rng(SMOKE_SEED).integers(0, 256, (1, *recipe.size, 3), dtype=np.uint8)
         logits_BK = self.logits(noise)
+        if self._answers is not None:
+            self._check_answers(noise, classes)
         if logits_BK.shape != (1, classes):
             raise BundleError(f"expected logits of shape [1, {classes}], got {list(logits_BK.shape)}")
         if not np.isfinite(logits_BK).all():
@@ -145,12 +149,21 @@ class EdgeSession:
                 f"expected finite logits from version {self.version}, got nan or inf", version=self.version
             )
 
+    def _check_answers(self, noise_BHWC: Uint8Array, classes: int) -> None:
+        expected = {"probabilities": (1, classes), "entropy": (1,), "label": (1,), "confidence": (1,)}
+        answers = [np.asarray(answer) for answer in self.predict(noise_BHWC)]
+        found = {name: answer.shape for name, answer in zip(expected, answers, strict=True)}
+        if found != expected or answers[_ANSWERS.index(LABEL_OUTPUT)].dtype != np.int64:
+            raise BundleError(f"expected a graph whose outputs have the shapes {expected}, got {found}")
+
 
 def session_options(threads: int) -> ort.SessionOptions:
     """As every session of a device has them. threads: 0 = one per core, at most 4."""
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_ERRORS_ONLY
     options.intra_op_num_threads = threads or min(os.cpu_count() or 1, MAX_AUTO_THREADS)
+    # weights come from the bundle alone: without this, a graph may name files of the folder that the agent runs in
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NO_FOLDER)
     # idle threads that spin would eat battery and heat the device between two pictures
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options

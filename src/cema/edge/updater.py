@@ -68,17 +68,16 @@ def check_manifest(manifest: UpdateManifest, bundle: Bundle, group: str, have: i
     Raises UpdateContentError.
     """
     if manifest.group != group:
-        raise UpdateContentError(f"expected an update for group {group}, got {manifest.group}")
+        raise UpdateContentError(f"expected an update for group {group}, got {manifest.group[:80]!r}")
     if manifest.stats_owner == "edge" and bundle.follows and not bundle.measures:
         raise UpdateContentError(
             "expected an update with running statistics: this bundle cannot measure its own",
             hint="build the bundle without --int8, or use a method whose statistics are the cloud's",
         )
-    taken_back = manifest.rollback_of
-    if manifest.version <= have and (taken_back is None or taken_back < have):
+    if manifest.version <= have:  # a rollback has a new version, too: this is an old one, replayed
         raise UpdateContentError(
             f"expected a version above {have}, got {manifest.version}",
-            hint="only a rollback of what this device has may go back: any other is one of before",
+            hint="versions only rise, also when the cloud rolls back",
             version=manifest.version,
         )
 

@@ -35,6 +35,12 @@ SHARE_INPUT = "statistics.share"
 _ROLES = ("weight", "bias", "running_mean", "running_var")
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 _ITEM_BYTES = 4
+_SHOWN_CHARS = 80
+"""Of what came, in a message."""
+MAX_DIMENSIONS = 32
+"""Of a tensor: what every NumPy can hold."""
+_SMALLEST_STD, _LARGEST_MEAN = 1e-6, 1e6
+"""Of pixel values in 0..1; beyond, normalised pixels are no longer float32."""
 INPUT_TYPES = ("uint8", "float32")
 PRECISIONS = ("float32", "int8")
 
@@ -145,7 +151,9 @@ def _read_zip(data: bytes) -> dict[str, bytes]:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             infos = archive.infolist()
             if tuple(info.filename for info in infos) not in (_FILES, (*_FILES, STATISTICS_FILE)):
-                raise BundleError(f"expected the files {', '.join(_FILES)}, got {[i.filename for i in infos][:5]}")
+                raise BundleError(
+                    f"expected the files {', '.join(_FILES)}, got {[i.filename[:_SHOWN_CHARS] for i in infos][:5]}"
+                )
             if any(info.compress_type != zipfile.ZIP_STORED or info.file_size > len(data) for info in infos):
                 raise BundleError("expected stored (uncompressed) files inside the bundle")
             return {info.filename: archive.read(info) for info in infos}
@@ -166,14 +174,17 @@ def _check(bundle: Bundle) -> None:
         raise BundleError(f"expected content with fingerprint {manifest.fingerprint[:12]}, got {actual[:12]}")
     if manifest.input_type not in (*INPUT_TYPES, msgspec.UNSET):
         raise BundleError(
-            f"expected an input of {' or '.join(INPUT_TYPES)}, got {manifest.input_type!r}", hint="upgrade cema"
+            f"expected an input of {' or '.join(INPUT_TYPES)}, got {str(manifest.input_type)[:_SHOWN_CHARS]!r}",
+            hint="upgrade cema",
         )
     if manifest.precision not in (*PRECISIONS, msgspec.UNSET):
         raise BundleError(
-            f"expected a precision of {' or '.join(PRECISIONS)}, got {manifest.precision!r}", hint="upgrade cema"
+            f"expected a precision of {' or '.join(PRECISIONS)}, got {str(manifest.precision)[:_SHOWN_CHARS]!r}",
+            hint="upgrade cema",
         )
-    if not manifest.norm or len({tensor.name for tensor in manifest.norm}) != len(manifest.norm):
-        raise BundleError("expected at least one patchable norm tensor, each with a name of its own")
+    names, initializers = {each.name for each in manifest.norm}, {each.initializer for each in manifest.norm}
+    if not manifest.norm or len(names) != len(manifest.norm) or len(initializers) != len(manifest.norm):
+        raise BundleError("expected at least one patchable norm tensor, each with a name and an initializer of its own")
     for tensor in manifest.norm:
         _tensor(bundle.norm, tensor)
     _check_statistics(bundle)
@@ -185,24 +196,36 @@ def _check_statistics(bundle: Bundle) -> None:
     if (described is msgspec.UNSET) != (not bundle.statistics):
         raise BundleError(f"expected {STATISTICS_FILE} and its description, or neither", hint="build the bundle again")
     for weight in [] if isinstance(described, msgspec.UnsetType) else described:
-        size = math.prod(weight.shape) * _ITEM_BYTES
-        if weight.offset < 0 or min(weight.shape, default=1) < 1 or weight.offset + size > len(bundle.model):
-            raise BundleError(f"expected weight {weight.name!r} inside {MODEL_FILE} ({len(bundle.model)} bytes)")
+        if not _lies_within(len(bundle.model), weight.shape, weight.offset):
+            raise BundleError(
+                f"expected weight {weight.name[:_SHOWN_CHARS]!r} inside {MODEL_FILE} ({len(bundle.model)} bytes)"
+            )
 
 
 def _check_recipe(recipe: Preprocess) -> None:
-    if len(recipe.mean) != 3 or len(recipe.std) != 3 or min(recipe.std) <= 0:
+    if len(recipe.mean) != 3 or len(recipe.std) != 3 or min(recipe.std) < _SMALLEST_STD:
         raise BundleError("expected three means and three positive stds in the preprocessing")
+    if max(map(abs, (*recipe.mean, *recipe.std))) > _LARGEST_MEAN:
+        raise BundleError(f"expected means and stds up to {_LARGEST_MEAN:g}, of pixel values in 0..1")
     if min(recipe.size) < 1 or math.prod(recipe.size) > MAX_PIXELS or not 0 <= recipe.resize_short <= MAX_PIXELS:
         raise BundleError(
             f"expected an input of 1 to {MAX_PIXELS} pixels, got {recipe.size}, resize_short {recipe.resize_short}"
         )
     if recipe.interpolation not in INTERPOLATIONS:
-        raise BundleError(f"expected interpolation {' or '.join(INTERPOLATIONS)}, got {recipe.interpolation!r}")
+        raise BundleError(
+            f"expected interpolation {' or '.join(INTERPOLATIONS)}, got {recipe.interpolation[:_SHOWN_CHARS]!r}"
+        )
 
 
 def _tensor(norm: bytes, tensor: NormTensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    count = math.prod(tensor.shape)
-    if tensor.offset < 0 or min(tensor.shape, default=1) < 1 or tensor.offset + count * _ITEM_BYTES > len(norm):
-        raise BundleError(f"expected {tensor.name} inside {NORM_FILE} ({len(norm)} bytes), got offset {tensor.offset}")
-    return np.frombuffer(norm, "<f4", count, tensor.offset).reshape(tensor.shape)
+    if not _lies_within(len(norm), tensor.shape, tensor.offset):
+        raise BundleError(
+            f"expected {tensor.name[:_SHOWN_CHARS]} inside {NORM_FILE} ({len(norm)} bytes), got offset {tensor.offset}"
+        )
+    return np.frombuffer(norm, "<f4", math.prod(tensor.shape), tensor.offset).reshape(tensor.shape)
+
+
+def _lies_within(size_bytes: int, shape: Sequence[int], offset: int) -> bool:
+    """Whether a float32 tensor at ``offset`` is inside of so many bytes, and an array can have its shape."""
+    possible = offset >= 0 and len(shape) <= MAX_DIMENSIONS and min(shape, default=1) >= 1
+    return possible and offset + math.prod(shape) * _ITEM_BYTES <= size_bytes

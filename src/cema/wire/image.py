@@ -29,6 +29,8 @@ MAX_PIXELS = 25_000_000
 """Largest picture that is decoded, about 75 MB as RGB; a 12-megapixel camera fits twice."""
 MAX_IMAGE_BYTES = 8 * 1024 * 1024
 
+_SHOWN_CHARS = 80
+"""Of what came, in a message."""
 _RAW_HEADER = struct.Struct("<II")
 _PIL_FORMAT = {"jpeg": "JPEG", "webp": "WEBP", "png": "PNG"}
 
@@ -104,7 +106,7 @@ def decode_image(
         scale = short_px / min(picture.size)
         if 0 < scale < 1:
             picture.draft("RGB", (math.ceil(picture.width * scale), math.ceil(picture.height * scale)))
-        return np.asarray(picture.convert("RGB"))
+        return _as_rgb(picture)
 
 
 def check_image(data: bytes, codec: str, *, max_pixels: int = MAX_PIXELS) -> None:
@@ -114,6 +116,13 @@ def check_image(data: bytes, codec: str, *, max_pixels: int = MAX_PIXELS) -> Non
         return
     with _opened(data, codec, max_pixels):
         pass
+
+
+def _as_rgb(picture: Image.Image) -> Uint8Array:
+    if picture.mode.startswith("I"):  # grey with 16 bits, of which Pillow would cut off all above 255
+        grey_HW = (np.asarray(picture) >> 8).astype(np.uint8)
+        return np.repeat(grey_HW[..., np.newaxis], 3, axis=2)
+    return np.asarray(picture.convert("RGB"))
 
 
 def _scaled_down(image_HWC: Uint8Array, max_side_px: int) -> Uint8Array:
@@ -136,7 +145,7 @@ def _opened(data: bytes, codec: str | None, max_pixels: int) -> Iterator[Image.I
     if len(data) > MAX_IMAGE_BYTES:
         raise SizeLimitError(f"expected an image of at most {MAX_IMAGE_BYTES} bytes, got {len(data)}")
     if codec is not None and codec not in _PIL_FORMAT:
-        raise ImageError(f"expected one of the codecs {', '.join(CODECS)}, got {codec!r}")
+        raise ImageError(f"expected one of the codecs {', '.join(CODECS)}, got {codec[:_SHOWN_CHARS]!r}")
     formats: list[str] = list(_PIL_FORMAT.values()) if codec is None else [_PIL_FORMAT[codec]]
     try:
         with warnings.catch_warnings():
@@ -147,8 +156,10 @@ def _opened(data: bytes, codec: str | None, max_pixels: int) -> Iterator[Image.I
     except Image.DecompressionBombError as error:
         raise SizeLimitError(f"expected at most {max_pixels} pixels: {error}") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        # Pillow's word for an unknown format is the address of the buffer, which is nobody's business
+        what = "not that format" if isinstance(error, UnidentifiedImageError) else error
         raise ImageError(
-            f"expected a complete {codec or 'jpeg, webp or png'} image, got {len(data)} bytes: {error}",
+            f"expected a complete {codec or 'jpeg, webp or png'} image, got {len(data)} bytes: {what}",
             hint="check that the file is complete and that its content matches its type",
         ) from error
 

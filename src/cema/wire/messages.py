@@ -15,6 +15,8 @@ import msgspec
 from cema.errors import MessageError, SizeLimitError
 
 PROTOCOL_VERSION = 1
+MAX_VERSION = (1 << 31) - 1
+"""Of an update: what devices and cloud can ask each other for."""
 SAMPLE_ID_BYTES = 16
 BOOT_ID_BYTES = 16
 

@@ -8,7 +8,7 @@ in: it verifies the signature before it parses, and checks everything before any
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,12 +21,14 @@ from safetensors.numpy import save
 from cema.errors import BaseMismatchError, SizeLimitError, UpdateContentError, UpdateError
 from cema.types import Float32Array, NormParameters
 from cema.wire import signing
-from cema.wire.messages import PROTOCOL_VERSION, BundleManifest, NormTensor, UpdateManifest
+from cema.wire.messages import MAX_VERSION, PROTOCOL_VERSION, BundleManifest, NormTensor, UpdateManifest
 
 MAX_UPDATE_BYTES = 64 * 1024 * 1024
 MAX_HEADER_BYTES = 4 * 1024 * 1024
 _MANIFEST_KEY = "cema"
 _LENGTH_BYTES = 8
+_SHOWN_CHARS = 80
+"""Of what came, in a message."""
 Encoding = Literal["float32", "float16"]
 _DTYPES = {"float32": "F32", "float16": "F16"}
 """safetensors' word for each encoding of the manifest. float16: rounded to nearest, ties to even (ADR 10)."""
@@ -106,9 +108,11 @@ def read_manifest(data: bytes) -> UpdateManifest:
     if manifest.protocol != PROTOCOL_VERSION or manifest.encoding not in _DTYPES:
         raise UpdateError(
             f"expected protocol {PROTOCOL_VERSION} with encoding {' or '.join(_DTYPES)}, "
-            f"got protocol {manifest.protocol} with encoding {manifest.encoding!r}",
+            f"got protocol {manifest.protocol} with encoding {manifest.encoding[:_SHOWN_CHARS]!r}",
             hint="upgrade cema on this device",
         )
+    if not 1 <= manifest.version <= MAX_VERSION:
+        raise UpdateError(f"expected a version in 1..{MAX_VERSION}, got {manifest.version}")
     return manifest
 
 
@@ -129,9 +133,13 @@ def _decode_tensors(data: bytes, norm: list[NormTensor], dtype: str) -> NormPara
         raise UpdateError(f"expected a safetensors file: {error}") from error
     expected = {tensor.name: tensor for tensor in norm}
     if entries.keys() != expected.keys():
-        missing, extra = sorted(expected.keys() - entries.keys()), sorted(entries.keys() - expected.keys())
-        raise UpdateContentError(f"expected the bundle's norm tensors; missing {missing[:3]}, not known {extra[:3]}")
+        missing, extra = _shown(expected.keys() - entries.keys()), _shown(entries.keys() - expected.keys())
+        raise UpdateContentError(f"expected the bundle's norm tensors; missing {missing}, not known {extra}")
     return {name: _decode_tensor(name, entry, expected[name], dtype) for name, entry in entries.items()}
+
+
+def _shown(names: Set[str]) -> list[str]:
+    return [name[:_SHOWN_CHARS] for name in sorted(names)[:3]]
 
 
 def _decode_tensor(name: str, entry: Mapping[str, Any], expected: NormTensor, dtype: str) -> Float32Array:

@@ -14,9 +14,10 @@ from cema.cloud.api.answers import json_answer
 from cema.cloud.api.callers import ContextOf, Operator, Reader
 from cema.cloud.api.context import Context
 from cema.cloud.api.schema import answers
-from cema.cloud.api.updates import MAX_LISTED, MAX_VERSION
+from cema.cloud.api.updates import MAX_LISTED
 from cema.cloud.rollback import roll_back
 from cema.cloud.store.rows import device_as_dict, group_as_dict, update_as_dict
+from cema.wire.messages import MAX_VERSION
 
 log = logging.getLogger(__name__)
 _JSON = "application/json"

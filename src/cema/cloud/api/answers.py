@@ -15,6 +15,8 @@ from cema.errors import CemaError, MessageError, NotFoundError
 from cema.wire.messages import ErrorBody
 
 log = logging.getLogger(__name__)
+SHOWN_CHARS = 200
+"""Of a request's first line, in a message."""
 IMMUTABLE = "public, max-age=31536000, s-maxage=0, immutable"
 """A version never changes: the client may keep it for a year (RFC 8246). So may caches between cloud and fleet, but
 they have to ask the cloud each time (s-maxage, RFC 9111): it looks at the token and answers without the bytes."""
@@ -49,7 +51,7 @@ async def _cema_error(request: Request, error: Exception) -> Response:
     if error.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error("%s %s: %s", request.method, request.url.path, error)
     headers = {"WWW-Authenticate": "Bearer"} if error.http_status == HTTPStatus.UNAUTHORIZED else {}
-    if error.http_status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+    if error.http_status in (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT):
         headers["Connection"] = "close"  # the rest of the body will not be read
     if error.http_status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE:
         headers["Accept-Encoding"] = str(error.values["taken"])  # RFC 7694
@@ -64,7 +66,7 @@ async def _cema_error(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = NotFoundError.code if error.status_code == HTTPStatus.NOT_FOUND else MessageError.code
-    message = f"{request.method} {request.url.path}: {error.detail}"
+    message = f"{request.method} {request.url.path}"[:SHOWN_CHARS] + f": {error.detail}"
     hint = "/docs lists what this service answers"
     body = ErrorBody(code=code, message=message, hint=hint)
     return _answer(request, error.status_code, body, dict(error.headers or {}))

@@ -16,16 +16,20 @@ from cema.errors import AuthError, EnrolmentError, ForbiddenError
 from cema.wire.tokens import token_digest
 
 OPERATOR, READER = "operator", "reader"
+SHOWN_CHARS = 80
+"""Of what came, in a message."""
 
 
 def presented(request: Request) -> str:
     """sha256 of the bearer token. Raises AuthError."""
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    given = request.headers.getlist("authorization")
+    # of two, a proxy in front may have looked at the other
+    scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
     if scheme.lower() != "bearer" or not token.strip():
         raise _refused(
             request,
             "missing",
-            "expected the header 'Authorization: Bearer <token>'",
+            "expected one header 'Authorization: Bearer <token>'",
             "'cema device enrol' makes a device's token, 'cema user add' a person's",
         )
     return token_digest(token.strip())
@@ -59,7 +63,7 @@ def enrolled_device(group: str, request: Request) -> DeviceRow:
         )
     if device.group != group:
         raise ForbiddenError(
-            f"device {device.device_id!r} belongs to group {device.group!r}, not to {group!r}",
+            f"device {device.device_id!r} belongs to group {device.group!r}, not to {group[:SHOWN_CHARS]!r}",
             hint="check 'group' in device.toml",
         )
     return device

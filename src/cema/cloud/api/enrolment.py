@@ -29,7 +29,7 @@ router = APIRouter()
 @router.post(
     "/v1/groups/{group}/key",
     summary="Hand in the hash of the device's new key",
-    responses=answers(KeyReceipt, 400, 401, 403, 409, 413, 415, 429),
+    responses=answers(KeyReceipt, 400, 401, 403, 408, 409, 413, 415, 429),
     openapi_extra=body_of(MSGPACK_TYPE, KeyProposal),
 )
 async def propose_key(
@@ -42,7 +42,7 @@ async def propose_key(
     if proposal.device_id != device.device_id:
         raise ForbiddenError(f"expected a key of device {device.device_id!r}, got {proposal.device_id[:80]!r}")
     if not _SHA256.fullmatch(proposal.key_sha256):
-        raise MessageError("expected key_sha256 as 64 hexadecimal digits")
+        raise MessageError(f"expected key_sha256 as 64 hexadecimal digits, got {proposal.key_sha256[:80]!r}")
     try:
         row = await run_in_threadpool(context.store.propose_key, token_sha256, proposal.key_sha256)
     except EnrolmentError as error:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from cema.cloud.api.answers import json_answer
 from cema.cloud.api.callers import ContextOf, Device
-from cema.cloud.api.context import Context
+from cema.cloud.api.context import Context, get_context
 from cema.cloud.api.schema import answers, body_of
 from cema.cloud.store.base import DeviceRow
-from cema.errors import EncodingError, ForbiddenError, MessageError, SizeLimitError, WireError
+from cema.errors import BodyTimeoutError, EncodingError, ForbiddenError, MessageError, SizeLimitError, WireError
 from cema.wire.body import DEFLATE, inflate
 from cema.wire.image import check_image
 from cema.wire.messages import (
@@ -37,6 +39,10 @@ MAX_COUNT = 1 << 53
 """Largest counter that is believed: exact in JSON, and far from the database's 64 bits."""
 LINGER_S = 1.0
 """How long the rest of a refused body is read and thrown away."""
+MIN_BYTES_PER_S = 500
+"""Slowest upload, beyond the time that is given for silence; a fifth of what the slowest cellular links carry."""
+ROUNDING = 1e-3
+"""By how much a probability or an entropy may be out of its range: devices compute in float32, or less."""
 MAX_DROP_REASONS = 32
 MAX_REASON_CHARS = 64
 
@@ -46,7 +52,7 @@ router = APIRouter()
 @router.post(
     "/v1/groups/{group}/samples",
     summary="Upload a batch of selected samples",
-    responses=answers(UploadReceipt, 400, 401, 403, 413, 415, 422, 429),
+    responses=answers(UploadReceipt, 400, 401, 403, 408, 413, 415, 422, 429),
     openapi_extra=body_of(MSGPACK_TYPE, SampleBatch),
 )
 async def upload(group: str, request: Request, device: Device, context: ContextOf) -> Response:
@@ -78,18 +84,32 @@ def content_coding(request: Request, *taken: str) -> str | None:
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:
-    """A msgpack body of at most ``limit_bytes``. Raises MessageError, SizeLimitError."""
+    """A msgpack body of at most ``limit_bytes``. Raises MessageError, SizeLimitError, BodyTimeoutError."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != MSGPACK_TYPE:
-        raise MessageError(f"expected Content-Type: {MSGPACK_TYPE}, got {content_type or 'none'}")
+        raise MessageError(f"expected Content-Type: {MSGPACK_TYPE}, got {content_type[:80] or 'none'}")
     announced = request.headers.get("content-length", "0")
     if announced.isdecimal() and int(announced) > limit_bytes:
         raise await _too_large(request, limit_bytes)
     body = bytearray()
-    async for chunk in request.stream():
-        if len(body) + len(chunk) > limit_bytes:
-            raise await _too_large(request, limit_bytes)
-        body += chunk
+    timeout_s = get_context(request).config.server.receive_timeout_s
+    try:
+        async with asyncio.timeout(timeout_s) as deadline:
+            first_s = deadline.when() or 0.0
+            async for chunk in request.stream():
+                body += chunk[: limit_bytes + 1 - len(body)]
+                if len(body) > limit_bytes:
+                    break
+                deadline.reschedule(first_s + len(body) / MIN_BYTES_PER_S)
+    except TimeoutError as error:
+        raise BodyTimeoutError(
+            f"expected a body with less than {timeout_s:g} s of silence, got {len(body)} bytes until then",
+            hint="send it again, in smaller batches (uplink.batch_bytes), or raise server.receive_timeout_s",
+        ) from error
+    except ClientDisconnect as error:
+        raise MessageError(f"expected a whole body, the connection ended after {len(body)} bytes") from error
+    if len(body) > limit_bytes:
+        raise await _too_large(request, limit_bytes)
     return bytes(body)
 
 
@@ -155,12 +175,29 @@ def _fault(sample: Sample) -> Rejection | None:
     try:
         if len(sample.sample_id) != SAMPLE_ID_BYTES:
             raise MessageError(f"expected a sample_id of {SAMPLE_ID_BYTES} bytes, got {len(sample.sample_id)}")
+        _check_numbers(sample)
         check_image(sample.image, sample.codec)
-        if not 0 <= sample.known_domain <= MAX_COUNT:
-            raise MessageError(f"expected a domain in 0..{MAX_COUNT}, got {sample.known_domain}")
     except WireError as error:
-        return Rejection(sample_id=sample.sample_id.hex(), code=error.code, message=error.message)
+        shown = sample.sample_id[:SAMPLE_ID_BYTES].hex()
+        return Rejection(sample_id=shown, code=error.code, message=error.message)
     return None
+
+
+def _check_numbers(sample: Sample) -> None:
+    counts = {
+        "seq": sample.seq,
+        "label": sample.label,
+        "update_version": sample.update_version,
+        "stats_revision": sample.stats_revision,
+        "domain": sample.known_domain,
+    }
+    for name, count in counts.items():
+        if not 0 <= count <= MAX_COUNT:
+            raise MessageError(f"expected {name} in 0..{MAX_COUNT}, got {count}")
+    if not -ROUNDING <= sample.probability <= 1 + ROUNDING:
+        raise MessageError(f"expected a probability in 0..1, got {sample.probability}")
+    if not (math.isfinite(sample.entropy) and sample.entropy >= -ROUNDING):
+        raise MessageError(f"expected an entropy in nats, got {sample.entropy}")
 
 
 def _count(context: Context, group: str, size_bytes: int, receipt: UploadReceipt) -> None:

@@ -21,6 +21,7 @@ _MEANING = {
     401: "No token, or an unknown one",
     403: "The token is of another group or role",
     404: "There is no such thing",
+    408: "The body did not come in time",
     409: "The request contradicts what is stored",
     413: "More bytes or samples than allowed",
     415: "A Content-Encoding that is not taken here; Accept-Encoding says which are",

@@ -18,9 +18,15 @@ from cema.cloud.store.base import UpdateRow
 from cema.cloud.store.rows import update_as_dict
 from cema.errors import BaseMismatchError
 from cema.wire.difference import DIFFERENCE_TYPE
-from cema.wire.messages import BASE_HEADER, FINGERPRINT_HEADER, SIGNATURE_HEADER, UPDATE_TYPE, VERSION_HEADER
+from cema.wire.messages import (
+    BASE_HEADER,
+    FINGERPRINT_HEADER,
+    MAX_VERSION,
+    SIGNATURE_HEADER,
+    UPDATE_TYPE,
+    VERSION_HEADER,
+)
 
-MAX_VERSION = (1 << 31) - 1
 MAX_LISTED = 1000
 CLOCK_TOLERANCE_MS = 60_000
 """By how much the clock of whoever revokes a device may be behind the web process's."""
@@ -59,7 +65,7 @@ async def latest(
         newest = await context.newest.get(group)
         if base is not None and base != newest.fingerprint:
             raise BaseMismatchError(
-                f"group {group!r} runs bundle {newest.fingerprint[:12]}, the device runs {base[:12]}",
+                f"group {group!r} runs bundle {newest.fingerprint[:12]}, the device runs {base[:12]!r}",
                 hint="fetch the group's bundle",
             )
         row = newest.row

@@ -1,0 +1,110 @@
+"""One connection of the web process, before it is a request: how long its head may take and be.
+
+uvicorn reads HTTP and runs the application; what it leaves open is closed here. A client that sends its head one byte
+a minute, or never the rest of a body that nobody reads any more, costs a connection for a bounded time only. What
+is not HTTP is answered in the one shape of every error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import ClassVar, Self
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from cema.errors import BodyTimeoutError, CemaError, MessageError
+from cema.wire.messages import ErrorBody, encode_json
+
+MAX_HEAD_BYTES = 32 * 1024
+"""Of a request's first line and headers together; a device's take 400 bytes, proxies add a few hundred."""
+_PIECE_BYTES = 4 * 1024
+"""A head is parsed in such pieces, so that its limit holds however much of it comes at once."""
+
+
+class PatientProtocol(H11Protocol):
+    """HTTP/1.1 with a deadline. receive_timeout_s: for a head, and for the rest of a body after its answer."""
+
+    receive_timeout_s: ClassVar[float] = 30.0
+    _deadline: asyncio.TimerHandle | None = None
+
+    @classmethod
+    def within(cls, timeout_s: float) -> type[Self]:
+        """The protocol with that deadline."""
+        return type(cls.__name__, (cls,), {"receive_timeout_s": timeout_s})
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._rest()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        step = _PIECE_BYTES if self.conn.their_state is h11.IDLE else len(data)
+        for start in range(0, len(data), step):
+            if self.transport.is_closing():
+                return
+            super().data_received(data[start : start + step])
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(
+            HTTPStatus.BAD_REQUEST,
+            MessageError(
+                "expected an HTTP/1.1 request, got something else",
+                hint=f"check what sends it; first line and headers take at most {MAX_HEAD_BYTES} bytes",
+            ),
+        )
+
+    def _watch(self) -> None:
+        """A deadline while a head or the rest of an answered body is to come; idle connections have uvicorn's own."""
+        if self.transport.is_closing() or not self._owes_bytes():
+            self._rest()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(self.receive_timeout_s, self._expire)
+
+    def _owes_bytes(self) -> bool:
+        if self.cycle is None:
+            return True
+        if not self.cycle.response_complete:
+            return False  # its body has a deadline of its own: api/samples.py
+        return self.conn.their_state is h11.SEND_BODY or bool(self.conn.trailing_data[0])
+
+    def _rest(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _expire(self) -> None:
+        self._deadline = None
+        if not self.conn.trailing_data[0]:
+            self.transport.close()
+            return
+        self._refuse(
+            HTTPStatus.REQUEST_TIMEOUT,
+            BodyTimeoutError(
+                f"expected the head of a request within {self.receive_timeout_s:g} s",
+                hint="try again; server.receive_timeout_s is the limit",
+            ),
+        )
+
+    def _refuse(self, status: HTTPStatus, error: CemaError) -> None:
+        """Answer, if there was no answer yet, and close."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = encode_json(ErrorBody(code=error.code, message=error.message, hint=error.hint))
+            headers = [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(body)).encode()),
+                (b"connection", b"close"),
+            ]
+            response = h11.Response(status_code=status, headers=headers, reason=status.phrase.encode())
+            for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
