@@ -41,7 +41,7 @@ CHAOS_SECONDS ?= 600
 CHAOS_S ?= $(CHAOS_SECONDS)
 CHAOS_SEED ?= 0
 chaos: setup ## faults on a real cloud and real devices (CHAOS_S=600 CHAOS_SEED=0): five promises, proven
-	PYTHONPATH=tests $(BIN)/python -m chaos --seconds $(CHAOS_S) --seed $(CHAOS_SEED) $(if $(CHAOS_JSON),--json $(CHAOS_JSON))
+	PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m chaos --seconds $(CHAOS_S) --seed $(CHAOS_SEED) $(if $(CHAOS_JSON),--json $(CHAOS_JSON))
 
 docs: setup ## regenerate the pages made from code
 	$(BIN)/python scripts/generate_docs.py
