@@ -12,7 +12,7 @@ import logging
 import msgspec
 
 from cema.cloud.store.base import BlobStore, GroupRow, NewUpdate, Store, UpdateRow
-from cema.errors import ConflictError
+from cema.errors import ConflictError, DamagedError, WireError
 from cema.types import NormParameters
 from cema.wire import signing
 from cema.wire.bundle import Bundle, decode_bundle
@@ -29,7 +29,7 @@ def roll_back(store: Store, blobs: BlobStore, group: str, to: int, *, key: str, 
     """Publish the parameters of version ``to`` (0 = source) as the group's next version; returns its row.
 
     key: private, base64. Raises NotFoundError (no such group or version), ConflictError (it is the latest one, or was
-    made for another bundle), StorageError.
+    made for another bundle), StorageError (also for stored bytes that are damaged).
     """
     for attempt in range(1, ATTEMPTS + 1):
         row = store.group(group)
@@ -53,9 +53,8 @@ def _made(store: Store, blobs: BlobStore, row: GroupRow, to: int, key: str, now_
             f"expected an earlier version than the latest of group {row.name!r}, got {to} of {row.latest_version}",
             hint="'cema update list' shows the versions that are kept; 0 is the source",
         )
-    bundle = decode_bundle(blobs.get(row.bundle_blob))
     model = latest if to == 0 else _of_this_bundle(store, row, to)
-    manifest, parameters = _opened(blobs, model, bundle)
+    bundle, manifest, parameters = _opened(blobs, row, model)
     if to == 0:  # exactly what the devices have in their bundle, in every world
         parameters = bundle.source_parameters()
         manifest = msgspec.structs.replace(manifest, encoding="float32", domain=msgspec.UNSET)
@@ -87,6 +86,10 @@ def _of_this_bundle(store: Store, row: GroupRow, version: int) -> UpdateRow:
     return found
 
 
-def _opened(blobs: BlobStore, row: UpdateRow, bundle: Bundle) -> tuple[UpdateManifest, NormParameters]:
-    update = open_update(blobs.get(row.blob), bundle.manifest)
-    return update.manifest, update.parameters
+def _opened(blobs: BlobStore, group: GroupRow, row: UpdateRow) -> tuple[Bundle, UpdateManifest, NormParameters]:
+    try:
+        bundle = decode_bundle(blobs.get(group.bundle_blob))
+        update = open_update(blobs.get(row.blob), bundle.manifest)
+    except WireError as error:  # nothing that who asks could mend
+        raise DamagedError(f"group {group.name!r}: {error.message}", hint="restore data_dir from a backup") from error
+    return bundle, update.manifest, update.parameters

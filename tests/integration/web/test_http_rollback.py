@@ -149,3 +149,10 @@ def test_what_was_taken_back_and_an_old_rollback_stay_refused(fleet: Any) -> Non
         with pytest.raises(UpdateContentError, match="expected a version above 5"):
             agent._updater.apply(blobs.get(row.blob), row.signature)
     assert running(agent) == 5
+
+
+def test_a_rollback_in_a_cloud_whose_files_are_damaged_is_the_clouds_failure(fleet: Any) -> None:
+    stored = fleet.service.store.group("g").bundle_blob
+    (fleet.service.blobs._root / stored[:2] / stored).write_bytes(b"damaged")
+    assert fleet.service.error_of(fleet.back(1)) == (503, "content_damaged")
+    assert fleet.service.store.group("g").latest_version == 3

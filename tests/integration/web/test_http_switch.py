@@ -47,7 +47,7 @@ def test_what_is_switched_off_runs_the_source_and_uploads_nothing_until_it_is_sw
     agent = fleet.device(selection=EVERYTHING)
     eventually(lambda: version(fleet, agent) == 3)
     assert press(fleet, switch, "pause")["paused"] == "1970-01-01T00:00:01+00:00"
-    eventually(lambda: agent.status()["adaptation"] == "off")
+    eventually(lambda: agent.status()["adaptation"] == "off" and version(fleet, agent) == 0)
     assert agent.settle(20)
     before = uploaded(fleet)
     predictions = agent.predict(fleet.images)

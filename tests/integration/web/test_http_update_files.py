@@ -212,7 +212,7 @@ def test_a_file_is_verified_even_by_a_device_that_trusts_its_network(carrier: Ca
 def test_the_file_of_another_group_is_refused(carrier: Carrier) -> None:
     carrier.export("--bundle")
     carrier.configure(group="other")
-    carrier.refused(UpdateContentError, "expected an update for group other, got g")
+    carrier.refused(UpdateContentError, "expected an update for group other, got 'g'")
 
 
 def test_a_device_that_moved_to_another_group_is_not_held_back_by_the_versions_of_the_old_one(

@@ -46,7 +46,7 @@ def updates(
 @router.post(
     "/groups/{group}/rollback",
     summary="Publish an older version's parameters again, as a new version",
-    responses=answers(_JSON, 401, 403, 404, 409, 422),
+    responses=answers(_JSON, 401, 403, 404, 409, 422, 503),
 )
 def rollback(
     group: str,

@@ -27,7 +27,7 @@ _MEANING = {
     415: "A Content-Encoding that is not taken here; Accept-Encoding says which are",
     422: "A parameter is missing or out of range",
     429: "Too much at once: wait at least Retry-After",
-    503: "The store does not answer",
+    503: "The store does not answer, or what it holds is damaged",
 }
 _BODILESS = (204, 304)
 _SCHEMAS: dict[str, dict[str, Any]] = {"application/json": {"type": "object"}, "text/plain": {"type": "string"}}
@@ -41,10 +41,12 @@ def body_of(media_type: str, kind: type[Message]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {media_type: {"schema": _ref(kind)}}}}
 
 
-def answers(ok: type[Message] | str, *others: int) -> dict[int | str, dict[str, Any]]:
-    """``responses`` of a route. ok: message of a 200, or the media type of its bytes. others: further statuses."""
-    if isinstance(ok, str):
-        content = {ok: {"schema": _SCHEMAS.get(ok, {"type": "string", "format": "binary"})}}
+def answers(ok: type[Message] | str | tuple[str, ...], *others: int) -> dict[int | str, dict[str, Any]]:
+    """``responses`` of a route. ok: message of a 200, or the media types that its bytes may have. others: further
+    statuses."""
+    if isinstance(ok, str | tuple):
+        kinds = (ok,) if isinstance(ok, str) else ok
+        content = {kind: {"schema": _SCHEMAS.get(kind, {"type": "string", "format": "binary"})} for kind in kinds}
     else:
         content = {"application/json": {"schema": _ref(ok)}}
     described: dict[int | str, dict[str, Any]] = {200: {"description": "Success", "content": content}}

@@ -46,7 +46,7 @@ router = APIRouter()
 @router.get(
     "/v1/groups/{group}/updates/latest",
     summary="Wait for a version newer than the device's",
-    responses=answers(UPDATE_TYPE, 204, 401, 403, 409, 422, 429),
+    responses=answers((UPDATE_TYPE, DIFFERENCE_TYPE), 204, 401, 403, 409, 422, 429),
 )
 async def latest(
     group: str,
@@ -82,7 +82,7 @@ async def latest(
 @router.get(
     "/v1/groups/{group}/updates/{version}",
     summary="One version, immutable",
-    responses=answers(UPDATE_TYPE, 304, 401, 403, 404, 422, 429),
+    responses=answers((UPDATE_TYPE, DIFFERENCE_TYPE), 304, 401, 403, 404, 422, 429),
 )
 async def one(
     group: str, version: Version, request: Request, device: Device, context: ContextOf, have: From = None
