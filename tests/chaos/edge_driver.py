@@ -10,7 +10,6 @@ import hashlib
 import json
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -62,6 +61,16 @@ class ShiftedClock:
         return time.time() + self._offset_s
 
 
+class Stop:
+    """What SIGTERM asks for. Without a lock: that of an Event may be held by the very thread that the signal meets."""
+
+    asked = False
+
+    def wait(self, pause_s: float) -> bool:
+        time.sleep(pause_s)
+        return self.asked
+
+
 def parameters_in_use(session: EdgeSession) -> dict[str, str]:
     """sha256 of the numbers that ONNX Runtime was given: of weights and biases, and of all norm tensors."""
     values = session._kept[0]
@@ -80,9 +89,9 @@ def batch_of(images_NHWC: Uint8Array, number: int, rng: np.random.Generator) -> 
     return list(np.clip(chosen + rng.normal(0, noise, chosen.shape), 0, 255).astype(np.uint8))
 
 
-def started(config: DeviceConfig, clock: ShiftedClock, diary: Diary, stop: threading.Event) -> EdgeAgent | None:
+def started(config: DeviceConfig, clock: ShiftedClock, diary: Diary, stop: Stop) -> EdgeAgent | None:
     """An agent as soon as there can be one; None if ``stop`` comes first."""
-    while not stop.is_set():
+    while not stop.asked:
         try:
             return EdgeAgent(config, clock=clock)
         except CemaError as error:
@@ -92,7 +101,7 @@ def started(config: DeviceConfig, clock: ShiftedClock, diary: Diary, stop: threa
 
 
 def predict_on(agent: EdgeAgent, images_NHWC: Uint8Array, seed: int, clock: ShiftedClock, diary: Diary,
-               stop: threading.Event) -> None:  # fmt: skip
+               stop: Stop) -> None:  # fmt: skip
     rng, session, number, status_s = np.random.default_rng(seed), None, 0, 0.0
     while not stop.wait(PERIOD_S):
         clock.look()
@@ -122,8 +131,8 @@ def _shown(status: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     exit_with_parent()
     device, images, clock_file, seed = sys.argv[1:5]
-    stop, diary, clock = threading.Event(), Diary(), ShiftedClock(Path(clock_file))
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    stop, diary, clock = Stop(), Diary(), ShiftedClock(Path(clock_file))
+    signal.signal(signal.SIGTERM, lambda *_: setattr(stop, "asked", True))
     diary.write("boot")
     agent = started(load_device(device), clock, diary, stop)
     if agent is None:

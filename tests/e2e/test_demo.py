@@ -50,9 +50,9 @@ def test_interrupted_demo_stops_at_once_and_leaves_no_process_behind(tmp_path: P
     children = psutil.Process(demo.pid).children(recursive=True)
     assert children
     demo.send_signal(signal.SIGINT)
-    demo.communicate(timeout=60)
+    _, err = demo.communicate(timeout=60)
     guard.cancel()
-    assert demo.returncode == 130
+    assert demo.returncode == 130, err
     _, left = psutil.wait_procs(children, timeout=10)
     assert left == []
 

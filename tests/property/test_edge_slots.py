@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,9 +48,11 @@ class Disk:
             yield
 
     def _counted(self, name: str) -> Callable[..., Any]:
-        real, note = getattr(os, name), getattr(self, f"_{name}", None)
+        real, note, mine = getattr(os, name), getattr(self, f"_{name}", None), threading.get_ident()
 
         def call(*args: Any, **options: Any) -> Any:
+            if threading.get_ident() != mine:  # another test's server that has not ended yet: its power does not fail
+                return real(*args, **options)
             if self.calls == 0:
                 raise PowerCut
             self.calls -= 1
