@@ -41,7 +41,9 @@ def test_demo_adapts_both_edges_and_ends_with_the_documented_json(tmp_path: Path
 
 
 def test_interrupted_demo_stops_at_once_and_leaves_no_process_behind(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # where it is ignored, children ignore it, too
     demo = start(tmp_path)
+    signal.signal(signal.SIGINT, before)
     assert demo.stderr is not None
     guard = threading.Timer(120, demo.kill)
     guard.start()
