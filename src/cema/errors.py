@@ -29,6 +29,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+SHOWN_CHARS = 80
+"""Of a text from outside, in a message: whoever sent a megabyte is told its beginning."""
+
+
+def shown(text: object) -> str:
+    """The beginning of what came, quoted."""
+    return repr(str(text)[:SHOWN_CHARS])
+
 
 class CemaError(Exception):
     """Base of all errors raised by cema.

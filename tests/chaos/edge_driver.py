@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from cema.config import DeviceConfig, load_device
 from cema.edge.agent import EdgeAgent
 from cema.edge.session import EdgeSession
 from cema.errors import CemaError
+from cema.signals import Stop
 from cema.types import Uint8Array
 
 BATCH = 8
@@ -61,16 +61,6 @@ class ShiftedClock:
         return time.time() + self._offset_s
 
 
-class Stop:
-    """What SIGTERM asks for. Without a lock: that of an Event may be held by the very thread that the signal meets."""
-
-    asked = False
-
-    def wait(self, pause_s: float) -> bool:
-        time.sleep(pause_s)
-        return self.asked
-
-
 def parameters_in_use(session: EdgeSession) -> dict[str, str]:
     """sha256 of the numbers that ONNX Runtime was given: of weights and biases, and of all norm tensors."""
     values = session._kept[0]
@@ -91,7 +81,7 @@ def batch_of(images_NHWC: Uint8Array, number: int, rng: np.random.Generator) -> 
 
 def started(config: DeviceConfig, clock: ShiftedClock, diary: Diary, stop: Stop) -> EdgeAgent | None:
     """An agent as soon as there can be one; None if ``stop`` comes first."""
-    while not stop.asked:
+    while not stop.is_set():
         try:
             return EdgeAgent(config, clock=clock)
         except CemaError as error:
@@ -131,8 +121,7 @@ def _shown(status: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     exit_with_parent()
     device, images, clock_file, seed = sys.argv[1:5]
-    stop, diary, clock = Stop(), Diary(), ShiftedClock(Path(clock_file))
-    signal.signal(signal.SIGTERM, lambda *_: setattr(stop, "asked", True))
+    stop, diary, clock = Stop.on_signals(), Diary(), ShiftedClock(Path(clock_file))
     diary.write("boot")
     agent = started(load_device(device), clock, diary, stop)
     if agent is None:

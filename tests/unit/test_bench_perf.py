@@ -77,7 +77,7 @@ def test_the_command_measures_every_section_unless_told_otherwise() -> None:
 
 def test_a_device_that_follows_is_measured_while_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follow, "BLOCK_S", 0.05)
-    monkeypatch.setattr(follow, "REST_S", 0.0)
+    monkeypatch.setattr(follow, "PATIENCE_S", 0.0)
     pair, sheet = PerfPair("digits-edge", "digits-foundation", None), Sheet("follow")
     stream = follow.shifted(load_dataset("digits", None), pair.size)
     assert stream.shape == (follow.PICTURES, *pair.size, 3)

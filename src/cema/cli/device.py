@@ -16,7 +16,7 @@ import msgspec
 
 from cema.cli.files import private_file
 from cema.cli.output import emit_json, json_option
-from cema.cli.store import config_option, opened
+from cema.cli.store import add_switch, config_option, opened
 from cema.cloud.keys import signing_key
 from cema.cloud.registry import register_group
 from cema.cloud.store import open_store
@@ -127,24 +127,6 @@ def rotate(config: ServeConfig, name: str, as_json: bool) -> None:
         click.echo(f"device {name} will take a new key at its next contact ('cema device list' shows when it has)")
 
 
-@device.command()
-@config_option
-@click.argument("name")
-@json_option
-def pause(config: ServeConfig, name: str, as_json: bool) -> None:
-    """Switch one device off: it goes back to the source and uploads nothing, from its next poll on."""
-    _switch(config, name, True, as_json)
-
-
-@device.command()
-@config_option
-@click.argument("name")
-@json_option
-def resume(config: ServeConfig, name: str, as_json: bool) -> None:
-    """Switch a device on again: it does what its group does."""
-    _switch(config, name, False, as_json)
-
-
 def _switch(config: ServeConfig, name: str, paused: bool, as_json: bool) -> None:
     with opened(config) as store:
         row = device_as_dict(store.pause_device(name, paused, now_ms()))
@@ -152,6 +134,14 @@ def _switch(config: ServeConfig, name: str, paused: bool, as_json: bool) -> None
         emit_json(row)
     else:
         click.echo(f"device {name} is paused since {row['paused']}" if paused else f"device {name} is not paused")
+
+
+add_switch(
+    device,
+    _switch,
+    pause="Switch one device off: it goes back to the source and uploads nothing, from its next poll on.",
+    resume="Switch a device on again: it does what its group does.",
+)
 
 
 def _enrol(config: ServeConfig, group: str, name: str, token: str, expires_ms: int | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from cema.cli.output import emit_json, json_option
-from cema.cli.store import config_option, opened
+from cema.cli.store import add_switch, config_option, opened
 from cema.cloud.store.rows import group_as_dict, now_ms
 from cema.config import ServeConfig
 
@@ -48,24 +48,6 @@ def show(config: ServeConfig, name: str, as_json: bool) -> None:
         click.echo(f"{key:16} {', '.join(value) if isinstance(value, list) else value}")
 
 
-@group.command()
-@config_option
-@click.argument("name")
-@json_option
-def pause(config: ServeConfig, name: str, as_json: bool) -> None:
-    """Switch a group off: its devices go back to the source and upload nothing, from their next poll on."""
-    _switch(config, name, True, as_json)
-
-
-@group.command()
-@config_option
-@click.argument("name")
-@json_option
-def resume(config: ServeConfig, name: str, as_json: bool) -> None:
-    """Switch a group on again, as far as its configuration lets it."""
-    _switch(config, name, False, as_json)
-
-
 def _switch(config: ServeConfig, name: str, paused: bool, as_json: bool) -> None:
     with opened(config) as store:
         row = group_as_dict(store.pause(name, paused, now_ms()))
@@ -74,3 +56,11 @@ def _switch(config: ServeConfig, name: str, paused: bool, as_json: bool) -> None
         return
     since = f", paused since {row['paused']}" if row["paused"] else ""
     click.echo(f"group {name}: adaptation is {row['adaptation']}{since}")
+
+
+add_switch(
+    group,
+    _switch,
+    pause="Switch a group off: its devices go back to the source and upload nothing, from their next poll on.",
+    resume="Switch a group on again, as far as its configuration lets it.",
+)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cema.cli.output import json_option
 from cema.config import ServeConfig, load_serve
 
 if TYPE_CHECKING:
@@ -48,3 +49,16 @@ def opened(config: ServeConfig) -> Iterator[Store]:
     """The store of a configuration, closed afterwards."""
     with opened_both(config) as (store, _):
         yield store
+
+
+def add_switch(commands: click.Group, switch: Callable[[ServeConfig, str, bool, bool], None], **texts: str) -> None:
+    """Commands ``pause NAME`` and ``resume NAME``. switch: is given configuration, name, whether to pause, and whether
+    to answer in JSON. texts: what each says of itself."""
+    for command, text in texts.items():
+
+        @commands.command(command, help=text)
+        @config_option
+        @click.argument("name")
+        @json_option
+        def run(config: ServeConfig, name: str, as_json: bool, paused: bool = command == "pause") -> None:
+            switch(config, name, paused, as_json)

@@ -246,7 +246,12 @@ class Controller:
         latest = self.store.update(self.group, row.latest_version)
         if not latest.restores or latest.fingerprint != row.fingerprint:
             return initial
-        return restarted(initial, open_update(self.blobs.get(latest.blob), self.bundle.manifest).parameters)
+        try:
+            restored = open_update(self.blobs.get(latest.blob), self.bundle.manifest)
+        except (DamagedError, NotFoundError) as error:
+            log.error("group %s: learning begins at the source, the restored version is lost: %s", self.group, error)
+            return initial
+        return restarted(initial, restored.parameters)
 
     def _decode(self, samples: Sequence[StoredSample]) -> tuple[list[StoredSample], list[Uint8Array]]:
         """Pixels at the model's size; what cannot be decoded is left out and logged."""

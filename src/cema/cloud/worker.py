@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from cema.cloud.store import open_store
 from cema.cloud.store.base import BlobStore, GroupRow, Store
 from cema.config import ServeConfig, load_serve
 from cema.errors import CemaError, ConfigError, ConflictError, StorageError
+from cema.signals import Stop, Stopping
 from cema.telemetry import configure_logging
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Worker:
         self._pool = ModelPool(blobs)
         self._next_housekeeping_ms = self._next_retention_ms = 0
 
-    def run(self, stop: threading.Event) -> None:
+    def run(self, stop: Stopping) -> None:
         """Until ``stop`` is set, whatever fails; the step under way is finished and committed."""
         while not stop.is_set():
             try:
@@ -196,9 +196,7 @@ def main(config_file: str, index: int) -> None:
     config = load_serve(config_file)
     threads = config.worker.threads or max(1, (os.cpu_count() or 1) // max(config.worker.processes, 1))
     torch.set_num_threads(threads)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = Stop.on_signals()
     store, blobs = open_store(config)
     Worker(config, store, blobs, name=f"{os.getpid()}-{index}", clock_ms=lambda: time.time_ns() // 1_000_000).run(stop)
     store.close()

@@ -7,7 +7,6 @@ does that. Frames are paced to the cloud's steps, so that a slow machine shows t
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from cema.edge.client import CloudClient
 from cema.edge.identity import current_token
 from cema.edge.session import EdgeSession
 from cema.errors import CemaError
+from cema.signals import Stop, Stopping
 from cema.types import Uint8Array
 from cema.wire.bundle import Bundle, load_bundle
 from cema.wire.preprocess import fit
@@ -86,7 +86,7 @@ def frames(plan: EdgePlan, dataset: Dataset) -> Iterator[tuple[str, list[Uint8Ar
 class Pace:
     """Holds the stream back until the cloud has worked off the images that it was shown."""
 
-    def __init__(self, client: CloudClient, agent: EdgeAgent, stop: threading.Event) -> None:
+    def __init__(self, client: CloudClient, agent: EdgeAgent, stop: Stopping) -> None:
         self.client, self.agent, self.stop = client, agent, stop
 
     def wait(self, seen: int) -> None:
@@ -104,7 +104,7 @@ class Pace:
         return status.ticks_done >= seen // TICK_IMAGES and bool(in_use >= status.latest_version)
 
 
-def run(plan: EdgePlan, emit: Callable[[EdgeEvent], None], stop: threading.Event) -> None:
+def run(plan: EdgePlan, emit: Callable[[EdgeEvent], None], stop: Stopping) -> None:
     """Stream the whole plan, or as much of it as fits into ``plan.seconds``."""
     dataset = load_dataset(plan.dataset, Path(plan.data) if plan.data else None)
     bundle, config = load_bundle(plan.bundle), load_device(plan.device)
@@ -160,12 +160,8 @@ def is_drift(condition: str) -> bool:
 
 def main() -> None:
     """``python -m cema.demo.edge_process PLAN.json``: events on standard output."""
-    import signal
-
     exit_with_parent()
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stop = Stop.on_signals()
     plan = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=EdgePlan)
 
     def emit(event: EdgeEvent) -> None:

@@ -6,7 +6,6 @@ what the poller would have stored, so the agent starts with it like with any oth
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import msgspec
@@ -84,8 +83,7 @@ def _taken_over(config: DeviceConfig, folder: StateFolder, content: UpdateFile, 
 
 def _bundle_for(stored: Stored | None, content: UpdateFile, key: str) -> tuple[Bundle, bool]:
     """The bundle that the device will run, and whether that is the file's, which it has not got."""
-    same = stored is not None and hashlib.sha256(stored.data).digest() == hashlib.sha256(content.bundle).digest()
-    if content.bundle and not same:
+    if content.bundle and (stored is None or stored.data != content.bundle):
         return open_bundle(content.bundle, content.bundle_signature, key), True
     if stored is None:
         raise NotFoundError(

@@ -35,6 +35,7 @@ from cema.errors import (
     PlainHttpError,
     SizeLimitError,
     TransportError,
+    shown,
 )
 from cema.wire.body import DEFLATE, UploadBody, pack_batch
 from cema.wire.bundle import MAX_BUNDLE_BYTES
@@ -60,7 +61,6 @@ MAX_RETRY_AFTER_S = 3600.0
 """A Retry-After beyond this is taken as this: a typing error in a proxy must not silence a fleet for a year."""
 _CHUNK_BYTES = 64 * 1024
 _VERSION_DIGITS = 10
-_SHOWN_CHARS = 200
 _USER_AGENT = "cema-edge"
 _ERRORS: Mapping[int, type[CemaError]] = {
     401: AuthError, 403: ForbiddenError, 404: NotFoundError, 409: ConflictError, 413: SizeLimitError,
@@ -229,7 +229,7 @@ def _address(url: str) -> SplitResult:
         good = False
     if not good:
         raise ConfigError(
-            f"expected the cloud's address as https://host[:port], got {url[:_SHOWN_CHARS]!r}",
+            f"expected the cloud's address as https://host[:port], got {shown(url)}",
             hint="set url in device.toml to what 'cema serve' prints",
         )
     return parts

@@ -18,9 +18,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 
 from cema.config import UplinkConfig, is_loopback
-from cema.errors import ConfigError
-
-_SHOWN_CHARS = 200
+from cema.errors import ConfigError, shown
 
 
 class Connections:
@@ -111,6 +109,6 @@ def _pool_manager(url: str, config: UplinkConfig) -> urllib3.PoolManager:
         return urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
     except (HTTPError, AssertionError) as error:  # ProxySchemeUnknown is both
         raise ConfigError(
-            f"expected a proxy as http://host:port, got {str(proxy)[:_SHOWN_CHARS]!r}",
+            f"expected a proxy as http://host:port, got {shown(proxy)}",
             hint="set uplink.proxy in device.toml, or HTTPS_PROXY in the environment",
         ) from error

@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import numpy as np
 from PIL import Image as PilImage
-from PIL import ImageFilter
 
 from cema.config import UplinkConfig
 from cema.edge.writer import PASS_THROUGH_MAX_BYTES, checked, image_codec
@@ -46,6 +45,8 @@ def guard(config: UplinkConfig, before_upload: BeforeUpload | None) -> BeforeUpl
     """What happens to pixels before they leave: the caller's own, then the configured blur. None if nothing does."""
     if not config.blur_px:
         return before_upload
+    from PIL import ImageFilter  # only here: few devices blur
+
     blur = ImageFilter.GaussianBlur(config.blur_px)
 
     def guarded(pixels_HWC: Uint8Array) -> Uint8Array | None:

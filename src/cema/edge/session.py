@@ -139,22 +139,23 @@ class EdgeSession:
         """One noise picture must give finite logits, one per class. Raises BundleError, UpdateContentError."""
         recipe, classes = self.bundle.manifest.preprocess, len(self.bundle.manifest.classes)
         noise = np.random.default_rng(SMOKE_SEED).integers(0, 256, (1, *recipe.size, 3), dtype=np.uint8)
-        logits_BK = self.logits(noise)
-        if self._answers is not None:
-            self._check_answers(noise, classes)
+        outputs = [self._output, *(self._answers or ())]
+        logits_BK, *answers = map(np.asarray, self._run(outputs, given(self.bundle.manifest, noise)))
         if logits_BK.shape != (1, classes):
             raise BundleError(f"expected logits of shape [1, {classes}], got {list(logits_BK.shape)}")
         if not np.isfinite(logits_BK).all():
             raise UpdateContentError(
                 f"expected finite logits from version {self.version}, got nan or inf", version=self.version
             )
+        if answers:
+            _check_answers(answers, classes)
 
-    def _check_answers(self, noise_BHWC: Uint8Array, classes: int) -> None:
-        expected = {"probabilities": (1, classes), "entropy": (1,), "label": (1,), "confidence": (1,)}
-        answers = [np.asarray(answer) for answer in self.predict(noise_BHWC)]
-        found = {name: answer.shape for name, answer in zip(expected, answers, strict=True)}
-        if found != expected or answers[_ANSWERS.index(LABEL_OUTPUT)].dtype != np.int64:
-            raise BundleError(f"expected a graph whose outputs have the shapes {expected}, got {found}")
+
+def _check_answers(answers: Sequence[NDArray[Any]], classes: int) -> None:
+    expected = dict(zip(_ANSWERS, ((1, classes), (1,), (1,), (1,)), strict=True))
+    found = {name: answer.shape for name, answer in zip(_ANSWERS, answers, strict=True)}
+    if found != expected or answers[_ANSWERS.index(LABEL_OUTPUT)].dtype != np.int64:
+        raise BundleError(f"expected a graph whose outputs have the shapes {expected}, got {found}")
 
 
 def session_options(threads: int) -> ort.SessionOptions:

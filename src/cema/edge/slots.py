@@ -29,7 +29,7 @@ from cema.errors import ConflictError, StorageError
 
 POINTER_FILE, LOCK_FILE, STATUS_FILE, OUTBOX_FILE = "pointer.json", "lock", "status.json", "outbox.db"
 _BUNDLE_PREFIX = "bundle-"
-_SLOTS = ("a", "b")
+Slot = Literal["a", "b"]
 Adaptation = Literal["on", "off"]
 
 
@@ -49,8 +49,8 @@ class Pointer(msgspec.Struct, frozen=True):
     """
 
     bundle: str | None = None
-    active: Literal["a", "b"] | None = None
-    slots: dict[str, SlotEntry] = {}
+    active: Slot | None = None
+    slots: dict[Slot, SlotEntry] = {}
     adaptation: Adaptation = "on"
     group: str | None = None
     stats_owner: Literal["cloud", "edge"] = "cloud"
@@ -145,7 +145,7 @@ class StateFolder:
 
         In the active one, if that is damaged: then the other holds the last good update, and until this one is complete
         it is all there is."""
-        slot: Literal["a", "b"] = "b" if self._pointer.active == "a" else "a"
+        slot: Slot = "b" if self._pointer.active == "a" else "a"
         if self._pointer.active is not None and self._read_slot(self._pointer.active) is None:
             slot = self._pointer.active
         self._write_content(f"slot-{slot}", data, signature)
@@ -153,7 +153,7 @@ class StateFolder:
         slots = {**self._pointer.slots, slot: entry}
         self._point(msgspec.structs.replace(self._pointer, active=slot, slots=slots))
 
-    def _order(self) -> list[str]:
+    def _order(self) -> list[Slot]:
         """The slots that have something, the last good one first."""
         return sorted(self._pointer.slots, key=lambda slot: slot != self._pointer.active)
 
@@ -181,7 +181,7 @@ class StateFolder:
         self._replace(POINTER_FILE, msgspec.json.encode(pointer))
         self._pointer = pointer
 
-    def _read_slot(self, slot: str) -> Stored | None:
+    def _read_slot(self, slot: Slot) -> Stored | None:
         """None for what is damaged, and for a slot that the pointer does not know."""
         entry = self._pointer.slots.get(slot)
         return None if entry is None else self._read(f"slot-{slot}", entry.sha256, entry.version)

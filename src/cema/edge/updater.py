@@ -25,6 +25,7 @@ from cema.errors import (
     StorageError,
     UpdateContentError,
     UpdateError,
+    shown,
 )
 from cema.types import NormParameters
 from cema.wire import signing
@@ -68,7 +69,7 @@ def check_manifest(manifest: UpdateManifest, bundle: Bundle, group: str, have: i
     Raises UpdateContentError.
     """
     if manifest.group != group:
-        raise UpdateContentError(f"expected an update for group {group}, got {manifest.group[:80]!r}")
+        raise UpdateContentError(f"expected an update for group {group}, got {shown(manifest.group)}")
     if manifest.stats_owner == "edge" and bundle.follows and not bundle.measures:
         raise UpdateContentError(
             "expected an update with running statistics: this bundle cannot measure its own",

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from cema.errors import BundleError, SizeLimitError
+from cema.errors import BundleError, SizeLimitError, shown
 from cema.types import Float32Array, NormParameters
 from cema.wire.image import MAX_PIXELS
 from cema.wire.messages import PROTOCOL_VERSION, BundleManifest, NormTensor, Preprocess
@@ -35,8 +35,6 @@ SHARE_INPUT = "statistics.share"
 _ROLES = ("weight", "bias", "running_mean", "running_var")
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 _ITEM_BYTES = 4
-_SHOWN_CHARS = 80
-"""Of what came, in a message."""
 MAX_DIMENSIONS = 32
 """Of a tensor: what every NumPy can hold."""
 _SMALLEST_STD, _LARGEST_MEAN = 1e-6, 1e6
@@ -151,9 +149,8 @@ def _read_zip(data: bytes) -> dict[str, bytes]:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             infos = archive.infolist()
             if tuple(info.filename for info in infos) not in (_FILES, (*_FILES, STATISTICS_FILE)):
-                raise BundleError(
-                    f"expected the files {', '.join(_FILES)}, got {[i.filename[:_SHOWN_CHARS] for i in infos][:5]}"
-                )
+                got = ", ".join(shown(info.filename) for info in infos[:5])
+                raise BundleError(f"expected the files {', '.join(_FILES)}, got {got or 'none'}")
             if any(info.compress_type != zipfile.ZIP_STORED or info.file_size > len(data) for info in infos):
                 raise BundleError("expected stored (uncompressed) files inside the bundle")
             return {info.filename: archive.read(info) for info in infos}
@@ -174,12 +171,12 @@ def _check(bundle: Bundle) -> None:
         raise BundleError(f"expected content with fingerprint {manifest.fingerprint[:12]}, got {actual[:12]}")
     if manifest.input_type not in (*INPUT_TYPES, msgspec.UNSET):
         raise BundleError(
-            f"expected an input of {' or '.join(INPUT_TYPES)}, got {str(manifest.input_type)[:_SHOWN_CHARS]!r}",
+            f"expected an input of {' or '.join(INPUT_TYPES)}, got {shown(manifest.input_type)}",
             hint="upgrade cema",
         )
     if manifest.precision not in (*PRECISIONS, msgspec.UNSET):
         raise BundleError(
-            f"expected a precision of {' or '.join(PRECISIONS)}, got {str(manifest.precision)[:_SHOWN_CHARS]!r}",
+            f"expected a precision of {' or '.join(PRECISIONS)}, got {shown(manifest.precision)}",
             hint="upgrade cema",
         )
     names, initializers = {each.name for each in manifest.norm}, {each.initializer for each in manifest.norm}
@@ -197,9 +194,7 @@ def _check_statistics(bundle: Bundle) -> None:
         raise BundleError(f"expected {STATISTICS_FILE} and its description, or neither", hint="build the bundle again")
     for weight in [] if isinstance(described, msgspec.UnsetType) else described:
         if not _lies_within(len(bundle.model), weight.shape, weight.offset):
-            raise BundleError(
-                f"expected weight {weight.name[:_SHOWN_CHARS]!r} inside {MODEL_FILE} ({len(bundle.model)} bytes)"
-            )
+            raise BundleError(f"expected weight {shown(weight.name)} inside {MODEL_FILE} ({len(bundle.model)} bytes)")
 
 
 def _check_recipe(recipe: Preprocess) -> None:
@@ -212,15 +207,13 @@ def _check_recipe(recipe: Preprocess) -> None:
             f"expected an input of 1 to {MAX_PIXELS} pixels, got {recipe.size}, resize_short {recipe.resize_short}"
         )
     if recipe.interpolation not in INTERPOLATIONS:
-        raise BundleError(
-            f"expected interpolation {' or '.join(INTERPOLATIONS)}, got {recipe.interpolation[:_SHOWN_CHARS]!r}"
-        )
+        raise BundleError(f"expected interpolation {' or '.join(INTERPOLATIONS)}, got {shown(recipe.interpolation)}")
 
 
 def _tensor(norm: bytes, tensor: NormTensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     if not _lies_within(len(norm), tensor.shape, tensor.offset):
         raise BundleError(
-            f"expected {tensor.name[:_SHOWN_CHARS]} inside {NORM_FILE} ({len(norm)} bytes), got offset {tensor.offset}"
+            f"expected {shown(tensor.name)} inside {NORM_FILE} ({len(norm)} bytes), got offset {tensor.offset}"
         )
     return np.frombuffer(norm, "<f4", math.prod(tensor.shape), tensor.offset).reshape(tensor.shape)
 

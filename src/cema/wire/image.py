@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from cema.errors import ImageError, SizeLimitError
+from cema.errors import ImageError, SizeLimitError, shown
 from cema.types import IMAGE_CODING, Uint8Array
 
 CODECS = ("jpeg", "webp", "png", "raw")
@@ -29,8 +29,6 @@ MAX_PIXELS = 25_000_000
 """Largest picture that is decoded, about 75 MB as RGB; a 12-megapixel camera fits twice."""
 MAX_IMAGE_BYTES = 8 * 1024 * 1024
 
-_SHOWN_CHARS = 80
-"""Of what came, in a message."""
 _RAW_HEADER = struct.Struct("<II")
 _PIL_FORMAT = {"jpeg": "JPEG", "webp": "WEBP", "png": "PNG"}
 
@@ -145,7 +143,7 @@ def _opened(data: bytes, codec: str | None, max_pixels: int) -> Iterator[Image.I
     if len(data) > MAX_IMAGE_BYTES:
         raise SizeLimitError(f"expected an image of at most {MAX_IMAGE_BYTES} bytes, got {len(data)}")
     if codec is not None and codec not in _PIL_FORMAT:
-        raise ImageError(f"expected one of the codecs {', '.join(CODECS)}, got {codec[:_SHOWN_CHARS]!r}")
+        raise ImageError(f"expected one of the codecs {', '.join(CODECS)}, got {shown(codec)}")
     formats: list[str] = list(_PIL_FORMAT.values()) if codec is None else [_PIL_FORMAT[codec]]
     try:
         with warnings.catch_warnings():

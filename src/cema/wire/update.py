@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
-from cema.errors import BaseMismatchError, SizeLimitError, UpdateContentError, UpdateError
+from cema.errors import BaseMismatchError, SizeLimitError, UpdateContentError, UpdateError, shown
 from cema.types import Float32Array, NormParameters
 from cema.wire import signing
 from cema.wire.messages import MAX_VERSION, PROTOCOL_VERSION, BundleManifest, NormTensor, UpdateManifest
@@ -27,8 +27,6 @@ MAX_UPDATE_BYTES = 64 * 1024 * 1024
 MAX_HEADER_BYTES = 4 * 1024 * 1024
 _MANIFEST_KEY = "cema"
 _LENGTH_BYTES = 8
-_SHOWN_CHARS = 80
-"""Of what came, in a message."""
 Encoding = Literal["float32", "float16"]
 _DTYPES = {"float32": "F32", "float16": "F16"}
 """safetensors' word for each encoding of the manifest. float16: rounded to nearest, ties to even (ADR 10)."""
@@ -108,7 +106,7 @@ def read_manifest(data: bytes) -> UpdateManifest:
     if manifest.protocol != PROTOCOL_VERSION or manifest.encoding not in _DTYPES:
         raise UpdateError(
             f"expected protocol {PROTOCOL_VERSION} with encoding {' or '.join(_DTYPES)}, "
-            f"got protocol {manifest.protocol} with encoding {manifest.encoding[:_SHOWN_CHARS]!r}",
+            f"got protocol {manifest.protocol} with encoding {shown(manifest.encoding)}",
             hint="upgrade cema on this device",
         )
     if not 1 <= manifest.version <= MAX_VERSION:
@@ -133,13 +131,13 @@ def _decode_tensors(data: bytes, norm: list[NormTensor], dtype: str) -> NormPara
         raise UpdateError(f"expected a safetensors file: {error}") from error
     expected = {tensor.name: tensor for tensor in norm}
     if entries.keys() != expected.keys():
-        missing, extra = _shown(expected.keys() - entries.keys()), _shown(entries.keys() - expected.keys())
-        raise UpdateContentError(f"expected the bundle's norm tensors; missing {missing}, not known {extra}")
+        missing, extra = _first(expected.keys() - entries.keys()), _first(entries.keys() - expected.keys())
+        raise UpdateContentError(f"expected the bundle's norm tensors; missing [{missing}], not known [{extra}]")
     return {name: _decode_tensor(name, entry, expected[name], dtype) for name, entry in entries.items()}
 
 
-def _shown(names: Set[str]) -> list[str]:
-    return [name[:_SHOWN_CHARS] for name in sorted(names)[:3]]
+def _first(names: Set[str]) -> str:
+    return ", ".join(map(shown, sorted(names)[:3]))
 
 
 def _decode_tensor(name: str, entry: Mapping[str, Any], expected: NormTensor, dtype: str) -> Float32Array:

@@ -208,6 +208,16 @@ class Fleet:
     def key(self) -> str:
         return signing.public_key(signing_key(self.service.config))
 
+    @staticmethod
+    def eventually(condition: Callable[[], object]) -> None:
+        """Within twenty seconds."""
+        pause = threading.Event()
+        for _ in range(2000):
+            if condition():
+                return
+            pause.wait(0.01)
+        raise AssertionError("did not happen")
+
     def fetched(self, version: int) -> Update:
         answer = self.service.call(f"/v1/groups/g/updates/{version}")
         return open_update(answer.data, self.bundle.manifest, signature=answer.headers["cema-signature"], key=self.key)

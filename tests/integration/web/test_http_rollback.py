@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,15 +21,6 @@ QUICK = UplinkConfig(max_latency_s=0.05, heartbeat_s=0.2, backoff_min_s=0.01, ba
 @pytest.fixture
 def server_settings() -> dict[str, Any]:
     return {"max_batch_samples": 64}
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    done = threading.Event()
-    for _ in range(2000):
-        if condition():
-            return
-        done.wait(0.01)
-    raise AssertionError("did not happen")
 
 
 def running(agent: EdgeAgent) -> int:
@@ -122,19 +111,19 @@ def test_a_version_after_the_rollback_travels_as_a_difference_to_it(fleet: Any) 
 
 def test_a_real_device_goes_back_stays_there_and_takes_what_comes_next(fleet: Any) -> None:
     agent = fleet.device()
-    eventually(lambda: running(agent) == 3)
+    fleet.eventually(lambda: running(agent) == 3)
     fleet.back(0)
-    eventually(lambda: running(agent) == 4)
+    fleet.eventually(lambda: running(agent) == 4)
     assert answers(agent) == fleet.said_with(fleet.bundle.source_parameters())
     fleet.back(2)
-    eventually(lambda: running(agent) == 5)
+    fleet.eventually(lambda: running(agent) == 5)
     assert answers(agent) == fleet.said_with(fleet.fetched(2).parameters)
     assert answers(agent) != fleet.said_with(fleet.bundle.source_parameters())
     agent.close()
     again = fleet.device()
     assert running(again) == 5, "after a restart, too"
     fleet.publish(6)
-    eventually(lambda: running(again) == 6)
+    fleet.eventually(lambda: running(again) == 6)
     assert again.status()["updates_refused"] == 0
 
 
@@ -142,7 +131,7 @@ def test_what_was_taken_back_and_an_old_rollback_stay_refused(fleet: Any) -> Non
     agent = fleet.device()
     fleet.back(1)
     fleet.publish(5)
-    eventually(lambda: running(agent) == 5)
+    fleet.eventually(lambda: running(agent) == 5)
     store, blobs = fleet.service.store, fleet.service.blobs
     for version in (1, 2, 3, 4):  # 4 is the rollback, signed and genuine
         row = store.update("g", version)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,15 +13,6 @@ from cema.edge import EdgeAgent
 GROUP, DEVICE = "/v1/admin/groups/g/{}", "/v1/admin/devices/cam/{}"
 SWITCHES = pytest.mark.parametrize("switch", [GROUP, DEVICE], ids=["group", "device"])
 EVERYTHING = SelectionConfig(enabled=False)
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    done = threading.Event()
-    for _ in range(2000):
-        if condition():
-            return
-        done.wait(0.01)
-    raise AssertionError("did not happen")
 
 
 def press(fleet: Any, switch: str, what: str) -> dict[str, Any]:
@@ -45,16 +34,16 @@ def test_what_is_switched_off_runs_the_source_and_uploads_nothing_until_it_is_sw
     fleet: Any, switch: str
 ) -> None:
     agent = fleet.device(selection=EVERYTHING)
-    eventually(lambda: version(fleet, agent) == 3)
+    fleet.eventually(lambda: version(fleet, agent) == 3)
     assert press(fleet, switch, "pause")["paused"] == "1970-01-01T00:00:01+00:00"
-    eventually(lambda: agent.status()["adaptation"] == "off" and version(fleet, agent) == 0)
+    fleet.eventually(lambda: agent.status()["adaptation"] == "off" and version(fleet, agent) == 0)
     assert agent.settle(20)
     before = uploaded(fleet)
     predictions = agent.predict(fleet.images)
     assert {(said.version, said.selected) for said in predictions} == {(0, False)}
     assert [said.probability for said in predictions] == fleet.said_with(fleet.bundle.source_parameters())
     assert press(fleet, switch, "resume")["paused"] is None
-    eventually(lambda: version(fleet, agent) == 3)
+    fleet.eventually(lambda: version(fleet, agent) == 3)
     assert uploaded(fleet) >= before
     agent.predict(fleet.images)
     assert agent.settle(20)
@@ -64,9 +53,9 @@ def test_what_is_switched_off_runs_the_source_and_uploads_nothing_until_it_is_sw
 @SWITCHES
 def test_the_switch_is_remembered_by_a_device_that_restarts_without_a_cloud(fleet: Any, switch: str) -> None:
     agent = fleet.device()
-    eventually(lambda: version(fleet, agent) == 3)
+    fleet.eventually(lambda: version(fleet, agent) == 3)
     press(fleet, switch, "pause")
-    eventually(lambda: agent.status()["adaptation"] == "off")
+    fleet.eventually(lambda: agent.status()["adaptation"] == "off")
     agent.close()
     again = fleet.device(url="http://127.0.0.1:1")
     assert version(fleet, again) == 0
@@ -105,12 +94,12 @@ def test_readers_see_that_a_group_is_paused(fleet: Any) -> None:
 
 def test_a_device_that_is_off_takes_the_rollback_that_was_made_meanwhile(fleet: Any) -> None:
     agent = fleet.device()
-    eventually(lambda: version(fleet, agent) == 3)
+    fleet.eventually(lambda: version(fleet, agent) == 3)
     press(fleet, GROUP, "pause")
-    eventually(lambda: version(fleet, agent) == 0)
+    fleet.eventually(lambda: version(fleet, agent) == 0)
     fleet.back(1)
     press(fleet, GROUP, "resume")
-    eventually(lambda: version(fleet, agent) == 4)
+    fleet.eventually(lambda: version(fleet, agent) == 4)
 
 
 @pytest.mark.parametrize("path", ["/v1/admin/groups/x/{}", "/v1/admin/devices/x/{}"])

@@ -108,6 +108,18 @@ def test_the_restored_state_survives_a_group_that_borrows_the_models_in_between(
     assert same(state_after(cloud, worker), expected)
 
 
+def test_a_restored_version_that_is_damaged_by_then_stops_no_group(
+    make_cloud: Callable[..., Any], folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cloud = make_cloud()
+    learn(cloud, cloud.worker(), 2)
+    blob = cloud.store.update("g", back(cloud, 1).version).blob
+    (folder / "data" / "blobs" / blob[:2] / blob).write_bytes(b"damaged")
+    state = state_after(cloud, cloud.worker("another"))
+    assert same(state, start_of(cloud, cloud.bundle.source_parameters(), "cema-paper"))
+    assert "learning begins at the source" in caplog.text
+
+
 def test_a_device_that_is_in_another_world_than_the_restored_version_begins_at_the_source(
     make_cloud: Callable[..., Any], tmp_path: Path
 ) -> None:

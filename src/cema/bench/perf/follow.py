@@ -22,15 +22,17 @@ from cema.bench.perf.rows import Sheet
 from cema.bench.perf.timing import median_ms, ratio, take_turns
 from cema.config import DeviceConfig, RuntimeConfig, StatisticsConfig, UplinkConfig
 from cema.edge import EdgeAgent
+from cema.edge.follower import PATIENCE_S
 from cema.types import Uint8Array
 from cema.wire.messages import Preprocess
 from cema.wire.preprocess import fit
 
-BLOCK_S, REST_S = 0.6, 0.3
-"""Of predictions, and after them: longer than one measurement of a small model."""
+BLOCK_S = 0.6
+"""Of predictions, between two rests."""
 WARM_UP_PICTURES = 400
 """After these, the memory is full and the pauses between measurements are the long ones."""
 CORRUPTION, SEVERITY, PICTURES = "fog", 5, 512
+"""The stream: a shift that devices follow in full, and more pictures than a memory holds."""
 
 
 def shifted(dataset: Dataset, size: tuple[int, int]) -> Uint8Array:
@@ -84,7 +86,7 @@ def _blocks(
         turns = list(zip(taken, agents, strict=True))
         for key, agent in turns if number % 2 else reversed(turns):
             taken[key].append(_block(agent, batches))
-            time.sleep(REST_S)
+            _rest(agents[1])
     measured = _revision(agents[1]) - before
     sheet.report(
         f"cost of following at full tilt, {name}", "%", 100 * (ratio(taken, "following", "still") - 1),
@@ -105,6 +107,13 @@ def _agent(pair: PerfPair, folder: str, follow: str) -> EdgeAgent:
 
 def _revision(agent: EdgeAgent) -> int:
     return int(str(agent.status()["stats_revision"]))
+
+
+def _rest(agent: EdgeAgent) -> None:
+    """Until the follower's thread has seen to what the block has left it."""
+    time.sleep(PATIENCE_S)  # so long may it wait for more
+    with agent._follower._owner:
+        pass
 
 
 def _block(agent: EdgeAgent, batches: list[Uint8Array]) -> float:

@@ -12,12 +12,10 @@ from fastapi import Depends, Request
 
 from cema.cloud.api.context import Context, get_context
 from cema.cloud.store.base import DeviceRow, UserRow
-from cema.errors import AuthError, EnrolmentError, ForbiddenError
+from cema.errors import AuthError, EnrolmentError, ForbiddenError, shown
 from cema.wire.tokens import token_digest
 
 OPERATOR, READER = "operator", "reader"
-SHOWN_CHARS = 80
-"""Of what came, in a message."""
 
 
 def presented(request: Request) -> str:
@@ -63,7 +61,7 @@ def enrolled_device(group: str, request: Request) -> DeviceRow:
         )
     if device.group != group:
         raise ForbiddenError(
-            f"device {device.device_id!r} belongs to group {device.group!r}, not to {group[:SHOWN_CHARS]!r}",
+            f"device {device.device_id!r} belongs to group {device.group!r}, not to {shown(group)}",
             hint="check 'group' in device.toml",
         )
     return device

@@ -16,7 +16,7 @@ from cema.cloud.api.answers import json_answer
 from cema.cloud.api.callers import ContextOf, Enrolling, Presented
 from cema.cloud.api.samples import content_coding, read_body
 from cema.cloud.api.schema import answers, body_of
-from cema.errors import AuthError, EnrolmentError, ForbiddenError, MessageError
+from cema.errors import AuthError, EnrolmentError, ForbiddenError, MessageError, shown
 from cema.wire.messages import MSGPACK_TYPE, KeyProposal, KeyReceipt, decode_msgpack
 
 MAX_PROPOSAL_BYTES = 4096
@@ -40,9 +40,9 @@ async def propose_key(
     body = await read_body(request, MAX_PROPOSAL_BYTES)
     proposal = decode_msgpack(body, KeyProposal, limit_bytes=MAX_PROPOSAL_BYTES)
     if proposal.device_id != device.device_id:
-        raise ForbiddenError(f"expected a key of device {device.device_id!r}, got {proposal.device_id[:80]!r}")
+        raise ForbiddenError(f"expected a key of device {device.device_id!r}, got {shown(proposal.device_id)}")
     if not _SHA256.fullmatch(proposal.key_sha256):
-        raise MessageError(f"expected key_sha256 as 64 hexadecimal digits, got {proposal.key_sha256[:80]!r}")
+        raise MessageError(f"expected key_sha256 as 64 hexadecimal digits, got {shown(proposal.key_sha256)}")
     try:
         row = await run_in_threadpool(context.store.propose_key, token_sha256, proposal.key_sha256)
     except EnrolmentError as error:

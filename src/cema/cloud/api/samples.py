@@ -20,7 +20,7 @@ from cema.cloud.api.callers import ContextOf, Device
 from cema.cloud.api.context import Context, get_context
 from cema.cloud.api.schema import answers, body_of
 from cema.cloud.store.base import DeviceRow
-from cema.errors import BodyTimeoutError, EncodingError, ForbiddenError, MessageError, SizeLimitError, WireError
+from cema.errors import BodyTimeoutError, EncodingError, ForbiddenError, MessageError, SizeLimitError, WireError, shown
 from cema.wire.body import DEFLATE, inflate
 from cema.wire.image import check_image
 from cema.wire.messages import (
@@ -76,7 +76,7 @@ def content_coding(request: Request, *taken: str) -> str | None:
     if coding not in taken:
         raise EncodingError(
             f"expected a body without Content-Encoding{' or with ' if taken else ''}{' or '.join(taken)}, "
-            f"got {coding[:80]!r}",
+            f"got {shown(coding)}",
             hint="send the body as it is",
             taken=", ".join(taken) or "identity",
         )
@@ -87,7 +87,7 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
     """A msgpack body of at most ``limit_bytes``. Raises MessageError, SizeLimitError, BodyTimeoutError."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != MSGPACK_TYPE:
-        raise MessageError(f"expected Content-Type: {MSGPACK_TYPE}, got {content_type[:80] or 'none'}")
+        raise MessageError(f"expected Content-Type: {MSGPACK_TYPE}, got {shown(content_type)}")
     announced = request.headers.get("content-length", "0")
     if announced.isdecimal() and int(announced) > limit_bytes:
         raise await _too_large(request, limit_bytes)
@@ -156,7 +156,7 @@ def _check_batch(batch: SampleBatch, device: DeviceRow, max_samples: int) -> Non
     if batch.protocol != PROTOCOL_VERSION:
         raise MessageError(f"expected protocol {PROTOCOL_VERSION}, got {batch.protocol}", hint="upgrade cema")
     if batch.device_id != device.device_id:
-        raise ForbiddenError(f"expected a batch of device {device.device_id!r}, got {batch.device_id[:80]!r}")
+        raise ForbiddenError(f"expected a batch of device {device.device_id!r}, got {shown(batch.device_id)}")
     if len(batch.samples) > max_samples:
         raise SizeLimitError(
             f"expected at most {max_samples} samples, got {len(batch.samples)}", hint="send fewer samples per batch"

@@ -13,7 +13,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from cema.errors import DamagedError, NotFoundError, StorageError
+from cema.errors import DamagedError, NotFoundError, StorageError, shown
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 
@@ -60,7 +60,7 @@ class FolderBlobs:
 
     def _path(self, blob: str) -> Path:
         if not _NAME.fullmatch(blob):
-            raise NotFoundError(f"expected a sha256 in hex as the name of a blob, got {blob[:80]!r}")
+            raise NotFoundError(f"expected a sha256 in hex as the name of a blob, got {shown(blob)}")
         return self._root / blob[:2] / blob
 
 
