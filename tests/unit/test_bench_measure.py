@@ -46,6 +46,7 @@ def test_the_whole_of_several_devices_is_told_in_the_order_of_time() -> None:
     assert figures["samples"] == 160
     assert (figures["accuracy"], figures["accuracy_second_half"]) == (0.5, 1.0)
     assert figures["curve"] == [0.2, 1.0]
+    assert figures["photographs"] == 40
     assert figures["edge_ms_p99"] == pytest.approx(1.0)
 
 
@@ -61,12 +62,12 @@ def test_the_whole_of_several_devices_is_told_in_the_order_of_time() -> None:
 )
 def test_answers_that_are_no_probabilities_are_refused_at_once(answer: np.ndarray, word: str) -> None:
     with pytest.raises(BenchError, match=word):
-        Tally().add(7, Answer(answer.astype(np.float32)), LABELS[:2])
+        Tally().add(7, Answer(answer.astype(np.float32)), np.arange(2), LABELS[:2])
 
 
 def test_classes_that_do_not_count_are_not_answered() -> None:
     tally = Tally()
     answer = Answer(np.array([[0.6, 0.3, 0.1], [0.1, 0.2, 0.7]], np.float32))
-    tally.add(0, answer, np.array([1, 2]), np.array([False, True, True]))
+    tally.add(0, answer, np.arange(2), np.array([1, 2]), np.array([False, True, True]))
     np.testing.assert_array_equal(tally.correct[0], [True, True])
     np.testing.assert_allclose(tally.confidence[0], [0.75, 7 / 9], rtol=1e-6)

@@ -121,8 +121,9 @@ def test_batches_carry_the_right_picture_and_label_and_end_with_the_segment() ->
     (stream,) = make_streams("gradual", NAMES, 2, LABELS, 0)
     shelf = Shelf()
     sizes = []
-    for images, labels in Pictures(shelf, seed=7).batches(stream.segments[0], 64):  # type: ignore[arg-type]
-        np.testing.assert_array_equal(LABELS[images[:, 0, 0, 0]], labels)
+    for indices, images, labels in Pictures(shelf, seed=7).batches(stream.segments[0], 64):  # type: ignore[arg-type]
+        np.testing.assert_array_equal(images[:, 0, 0, 0], indices)
+        np.testing.assert_array_equal(LABELS[indices], labels)
         assert set(images[:, 0, 0, 1]) == {0}
         sizes.append(len(labels))
     assert sizes == [64, 64, 64, 48]
@@ -140,3 +141,17 @@ def test_nonsense_is_refused_with_what_was_expected() -> None:
     for shape in ({"imbalance": 0.5}, {"alpha": float("nan")}, {"alpha": float("inf")}, {"imbalance": float("inf")}):
         with pytest.raises(ConfigError, match="imbalance"):
             Shape(**shape)
+
+
+def test_every_pass_has_all_photographs_in_an_order_of_its_own() -> None:
+    (once, _), (twice, _) = (make_streams("reset", NAMES[:2], 5, LABELS, 3, Shape(passes=passes)) for passes in (1, 2))
+    first_N, second_N = np.split(twice.segments[0].index_N, 2)
+    np.testing.assert_array_equal(first_N, once.segments[0].index_N)
+    np.testing.assert_array_equal(np.sort(second_N), np.arange(len(LABELS)))
+    assert (first_N != second_N).any()
+
+
+@pytest.mark.parametrize("setting", PASSING)
+def test_a_stream_through_several_corruptions_has_one_pass(setting: str) -> None:
+    with pytest.raises(ConfigError, match="one pass"):
+        make_streams(setting, NAMES, 5, LABELS, 0, Shape(passes=2))

@@ -49,6 +49,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     imbalance: float = Shape.imbalance
     visits: int = Shape.visits
     shuffle: bool = Shape.shuffle
+    passes: int = Shape.passes
     options: dict[str, dict[str, bool | int | float | str]] = {}
     identity: str = ""
 
@@ -72,6 +73,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         known: dict[str, object] = {"skip": self.skip} if self.skip else {}
         known |= {"limit": self.limit} if self.limit else {}
         known |= {} if self.shuffle else {"order": "stored"}
+        known |= {"passes": self.passes} if self.passes > 1 else {}
         of_setting = {"correlated": "alpha", "label_shift": "imbalance", "recurring": "visits"}
         if self.setting in of_setting:
             known[of_setting[self.setting]] = getattr(self, of_setting[self.setting])
@@ -81,7 +83,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def shape(self) -> Shape:
-        return Shape(self.alpha, self.imbalance, self.visits, self.shuffle)
+        return Shape(self.alpha, self.imbalance, self.visits, self.shuffle, self.passes)
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from cema.bench import metrics
 from cema.bench.answer import Answer, Run
+from cema.bench.paired import pack
 from cema.bench.rows import CURVE_WINDOW
-from cema.bench.streams import Pictures, Segment, Stream
+from cema.bench.streams import Indices, Pictures, Segment, Stream
 from cema.errors import BenchError
 from cema.types import Float32Array
 
@@ -37,9 +38,11 @@ class Digest(Protocol):
 
 @dataclass
 class Tally:
-    """What a segment has come to. One entry per batch in step (of the run), correct [B], confidence [B] and batch_s."""
+    """What a segment has come to. One entry per batch in step (of the run), index [B] (of the photograph), correct [B],
+    confidence [B] and batch_s."""
 
     step: list[int] = field(default_factory=list)
+    index: list[Indices] = field(default_factory=list)
     correct: list[NDArray[np.bool_]] = field(default_factory=list)
     confidence: list[Float32Array] = field(default_factory=list)
     batch_s: list[float] = field(default_factory=list)
@@ -52,7 +55,12 @@ class Tally:
     digest: Digest = field(default_factory=sha256)
 
     def add(
-        self, step: int, answer: Answer, labels_B: NDArray[np.int64], mask_K: NDArray[np.bool_] | None = None
+        self,
+        step: int,
+        answer: Answer,
+        index_B: Indices,
+        labels_B: NDArray[np.int64],
+        mask_K: NDArray[np.bool_] | None = None,
     ) -> None:
         """One batch, the ``step``-th of the run. mask_K: the classes that an answer may name, None = all.
 
@@ -65,6 +73,7 @@ class Tally:
             probabilities_BK = probabilities_BK / np.maximum(probabilities_BK.sum(1, keepdims=True), 1e-12)
         self.digest.update(np.ascontiguousarray(answer.probabilities_BK).tobytes())
         self.step.append(step)
+        self.index.append(index_B)
         self.correct.append(probabilities_BK.argmax(1) == labels_B)
         self.confidence.append(np.minimum(probabilities_BK.max(1), 1))
         self.batch_s.append(answer.edge_s)
@@ -74,6 +83,7 @@ class Tally:
     def figures(self) -> Figures:
         """The fields of a row that this segment fills."""
         correct_N, confidence_N = np.concatenate(self.correct), np.concatenate(self.confidence)
+        index_N = np.concatenate(self.index)
         accuracy = metrics.accuracy(correct_N)
         p50_ms, p99_ms = metrics.percentiles(self.batch_s, [len(correct_B) for correct_B in self.correct])
         return {
@@ -86,6 +96,8 @@ class Tally:
             "edge_ms_p99": p99_ms,
             "digest": self.digest.hexdigest()[:DIGEST_CHARACTERS],
             "curve": [round(point, 4) for point in metrics.curve(correct_N, CURVE_WINDOW)],
+            "photographs": len(np.unique(index_N)),
+            "right": pack(correct_N[np.argsort(index_N, kind="stable")]),
             **{name: getattr(self, name) for name in ("uploads", "bytes_up", "bytes_down", "updates")},
             **{name: round(getattr(self, name), 4) for name in ("edge_s", "cloud_s")},
         }
@@ -130,12 +142,12 @@ def measure(
     tallies = {_key(segment): Measured(segment, Tally()) for segment in streams[0].segments}
     ways = [_batches(stream, source, batch_size) for stream, source in zip(streams, pictures, strict=True)]
     for step, batches in enumerate(zip_longest(*ways)):
-        answers = run.step([None if batch is None else batch[1] for batch in batches])
-        run.learn([None if batch is None else batch[2] for batch in batches])
+        answers = run.step([None if batch is None else batch[2] for batch in batches])
+        run.learn([None if batch is None else batch[3] for batch in batches])
         for batch, answer in zip(batches, answers, strict=True):
             if batch is not None and answer is not None:
-                segment, _, labels_B, mask_K = batch
-                tallies[_key(segment)].tally.add(step, answer, labels_B, mask_K)
+                segment, index_B, _, labels_B, mask_K = batch
+                tallies[_key(segment)].tally.add(step, answer, index_B, labels_B, mask_K)
                 progress(len(labels_B))
     return list(tallies.values())
 
@@ -143,9 +155,10 @@ def measure(
 def whole(measured: Sequence[Measured]) -> Tally:
     """All segments as one, in the order of time: several devices pass them at different times."""
     total, parts = Tally(), [entry.tally for entry in measured]
-    of_part = (zip(each.step, each.correct, each.confidence, each.batch_s, strict=True) for each in parts)
-    for step, correct_B, confidence_B, batch_s in sorted(chain.from_iterable(of_part), key=itemgetter(0)):
+    of_part = (zip(each.step, each.index, each.correct, each.confidence, each.batch_s, strict=True) for each in parts)
+    for step, index_B, correct_B, confidence_B, batch_s in sorted(chain.from_iterable(of_part), key=itemgetter(0)):
         total.step.append(step)
+        total.index.append(index_B)
         total.correct.append(correct_B)
         total.confidence.append(confidence_B)
         total.batch_s.append(batch_s)
@@ -162,7 +175,7 @@ def _key(segment: Segment) -> tuple[str, int, int]:
 
 def _batches(
     stream: Stream, pictures: Pictures, batch_size: int
-) -> Iterator[tuple[Segment, NDArray[np.uint8], NDArray[np.int64], NDArray[np.bool_] | None]]:
+) -> Iterator[tuple[Segment, Indices, NDArray[np.uint8], NDArray[np.int64], NDArray[np.bool_] | None]]:
     for segment in stream.segments:
-        for images_BHWC, labels_B in pictures.batches(segment, batch_size):
-            yield segment, images_BHWC, labels_B, pictures.dataset.mask
+        for index_B, images_BHWC, labels_B in pictures.batches(segment, batch_size):
+            yield segment, index_B, images_BHWC, labels_B, pictures.dataset.mask

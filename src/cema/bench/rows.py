@@ -41,8 +41,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     delay: int = 0
     """Batches between the publication of an update and its use."""
     stream: str = ""
-    """What else shaped the stream, as key=value: skip, limit, order, alpha, imbalance, visits, fps where it has them;
-    edge, foundation and their weights where they are not the data set's own."""
+    """What else shaped the stream, as key=value: skip, limit, order, passes, alpha, imbalance, visits, fps where it has
+    them; edge, foundation and their weights where they are not the data set's own."""
     samples: int
     accuracy: float
     accuracy_second_half: float
@@ -68,6 +68,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Of all probabilities, to the bit: equal for two runs that are equal."""
     curve: list[float] = []
     """Accuracy of each window of CURVE_WINDOW images, in stream order; the last may be shorter."""
+    photographs: int = 0
+    """How many different ones the samples are; 0 in files of older versions."""
+    right: str = ""
+    """Which answers were right: a bit per sample, by photograph and then in stream order, eight in a byte, base64."""
 
 
 CURVE_WINDOW = 100

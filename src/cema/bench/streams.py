@@ -35,16 +35,19 @@ class Shape:
     """How a setting is shaped. alpha: concentration of the Dirichlet distribution over time of each class
     (``correlated``; RoTTA and NOTE use 0.1), 0 = sorted by class. imbalance: most frequent class / rarest
     (``label_shift``; long-tailed CIFAR uses 10 to 100). visits: how often each corruption comes (``recurring``).
-    shuffle: whether the seed draws the order of the photographs; else it is that of the data set."""
+    shuffle: whether the seed draws the order of the photographs; else it is that of the data set. passes: how often a
+    stream goes over the photographs (``ALONE``), each time in an order of its own."""
 
     alpha: float = 0.1
     imbalance: float = 10.0
     visits: int = 3
     shuffle: bool = True
+    passes: int = 1
 
     def __post_init__(self) -> None:
-        if not (0 <= self.alpha < math.inf and 1 <= self.imbalance < math.inf and self.visits >= 2):
-            raise ConfigError(f"expected alpha >= 0, imbalance >= 1 and visits >= 2, got {self}")
+        enough = self.visits >= 2 and self.passes >= 1
+        if not (0 <= self.alpha < math.inf and 1 <= self.imbalance < math.inf and enough):
+            raise ConfigError(f"expected alpha >= 0, imbalance >= 1, visits >= 2 and passes >= 1, got {self}")
 
 
 @dataclass(frozen=True)
@@ -83,13 +86,14 @@ class Pictures:
     cache_dir: Path | None = None
     _made: dict[Condition, Uint8Array | Photographs] = field(default_factory=dict)
 
-    def batches(self, segment: Segment, batch_size: int) -> Iterator[tuple[Uint8Array, Indices]]:
-        """(images uint8 [B, H, W, 3], labels int64 [B]) in stream order; the last may be smaller."""
+    def batches(self, segment: Segment, batch_size: int) -> Iterator[tuple[Indices, Uint8Array, Indices]]:
+        """(photographs int64 [B], images uint8 [B, H, W, 3], labels int64 [B]) in stream order; the last may be
+        smaller."""
         for start in range(0, len(segment), batch_size):
             part = slice(start, start + batch_size)
             pairs = zip(segment.index_N[part], segment.condition_N[part], strict=True)
             images = np.stack([self._condition(segment.conditions[which])[index] for index, which in pairs])
-            yield images, self.dataset.labels[segment.index_N[part]]
+            yield segment.index_N[part], images, self.dataset.labels[segment.index_N[part]]
 
     def _condition(self, condition: Condition) -> Uint8Array | Photographs:
         if condition not in self._made:
@@ -107,14 +111,16 @@ def make_streams(
 
     Raises
     ------
-    ConfigError: unknown setting, no corruption, or too few photographs for it.
+    ConfigError: unknown setting, no corruption, too few photographs for it, or several passes with ``PASSING``.
     """
     if setting not in SETTINGS:
         raise ConfigError(f"expected a setting out of {', '.join(SETTINGS)}, got {setting!r}")
     if not corruptions:
         raise ConfigError("expected at least one corruption, got none")
     shape, rng = shape or Shape(), np.random.default_rng(seed)
-    order_N = _order(setting, labels_N, shape, rng)
+    if setting in PASSING and shape.passes > 1:
+        raise ConfigError(f"expected one pass with the setting {setting}, got {shape.passes}")
+    order_N = np.concatenate([_order(setting, labels_N, shape, rng) for _ in range(shape.passes)])
     in_order = setting == "correlated" or not shape.shuffle
     if setting in ALONE:
         return [Stream((_plain(name, severity, order_N),), in_order) for name in corruptions]

@@ -11,6 +11,7 @@ from typing import Any
 import click
 import msgspec
 
+from cema.cli.bench_compare import compare
 from cema.cli.bench_perf import perf
 from cema.cli.output import emit_json, json_option
 from cema.errors import BenchError, ConfigError
@@ -26,6 +27,7 @@ def bench() -> None:
 
 
 bench.add_command(perf)
+bench.add_command(compare)
 
 
 _FOLDER = click.Path(path_type=Path)
@@ -53,6 +55,8 @@ _STREAM_OPTIONS = (
     click.option("--imbalance", default=10.0, show_default=True, type=click.FloatRange(1),
                  help="label_shift: most frequent class / rarest."),
     click.option("--visits", default=3, show_default=True, type=click.IntRange(2), help="recurring: rounds."),
+    click.option("--passes", default=1, show_default=True, type=click.IntRange(1), help="How often a stream goes "
+                 "over the photographs: reset, correlated, label_shift."),
     click.option("--shuffle/--stored-order", default=True, show_default=True, help="Order of the photographs: drawn "
                  "from the seed, or as the data set has it, to compare with figures of one stream."),
 )  # fmt: skip
@@ -168,7 +172,7 @@ def _workplace(given: dict[str, Any], processes: int) -> Any:
 
 _AS_GIVEN = (
     "dataset", "severity", "setting", "batch_size", "skip", "limit", "edges", "fps", "alpha", "imbalance", "visits",
-    "shuffle",
+    "shuffle", "passes",
 )  # fmt: skip
 """Options that are fields of the specification as they stand."""
 
