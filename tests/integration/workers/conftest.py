@@ -83,8 +83,8 @@ class Cloud:
         self.store, self.blobs = open_store(self.config)
         register_groups(self.config, self.store, self.blobs, self.now_ms)
 
-    def worker(self, name: str = "w") -> Worker:
-        return Worker(self.config, self.store, self.blobs, name=name, clock_ms=lambda: self.now_ms)
+    def worker(self, name: str = "w", clock_s: Callable[[], float] = lambda: 0.0) -> Worker:
+        return Worker(self.config, self.store, self.blobs, name=name, clock_ms=lambda: self.now_ms, clock_s=clock_s)
 
     def update(self, group: str, version: int) -> Update:
         """A version as a device would open it."""
