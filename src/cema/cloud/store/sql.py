@@ -19,7 +19,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from cema.cloud.store import sql_credentials, sql_deletion, sql_samples, sql_updates, sql_work
 from cema.cloud.store.base import DeviceRow, GroupRow, NewUpdate, StepCommit, StoredSample, UpdateRow, UserRow
 from cema.cloud.store.migrate import migrate
-from cema.cloud.store.sql_tables import as_device, as_group, find_group, group_rows, groups
+from cema.cloud.store.sealing import NO_KEYS, SampleKeys
+from cema.cloud.store.sql_tables import as_device, as_group, find_group, group_rows, groups, new_group
 from cema.errors import NotFoundError, StorageError
 from cema.wire.messages import SampleBatch, UploadReceipt
 
@@ -34,16 +35,16 @@ POOL_CONNECTIONS = 40
 
 
 class SqlStore:
-    """Store on a database that several processes share."""
+    """Store on a database that several processes share. keys: that its pictures are encrypted with."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, keys: SampleKeys = NO_KEYS) -> None:
+        self._engine, self._keys = engine, keys
         self._writer = engine.execution_options(immediate=True)
         # SQLite's own waiting is a lottery of sleeps; threads of one process queue up fairly here instead.
         self._write_lock = threading.Lock()
 
     @classmethod
-    def open(cls, url: str) -> SqlStore:
+    def open(cls, url: str, keys: SampleKeys = NO_KEYS) -> SqlStore:
         """Connect and bring the schema up to date, safe for processes that start at once. Raises StorageError."""
         engine = create_engine(url, pool_size=POOL_CONNECTIONS, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
         event.listen(engine, "connect", _set_pragmas)
@@ -53,7 +54,7 @@ class SqlStore:
         except (SQLAlchemyError, OSError) as error:
             engine.dispose()
             raise StorageError(f"cannot open the database {url}: {error}") from error
-        return cls(engine)
+        return cls(engine, keys)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -99,12 +100,12 @@ class SqlStore:
             try:
                 old = find_group(connection, name)
             except NotFoundError:
-                connection.execute(insert(groups).values(_new_group(name, fingerprint, bundle_blob, adaptation)))
+                connection.execute(insert(groups).values(new_group(name, fingerprint, bundle_blob, adaptation)))
                 return as_group(find_group(connection, name))
             changes: dict[str, object] = {"adaptation": adaptation}
             if old["fingerprint"] != fingerprint:
                 sql_work.end_lineage(connection, old)
-                fresh = _new_group(name, fingerprint, bundle_blob, adaptation)
+                fresh = new_group(name, fingerprint, bundle_blob, adaptation)
                 kept = {"latest_version", "served", "revision", "paused_ms"}
                 changes = {key: value for key, value in fresh.items() if key not in kept}
                 changes["lineage"] = old["lineage"] + 1
@@ -190,15 +191,20 @@ class SqlStore:
 
     def add_samples(self, group: str, batch: SampleBatch, now_ms: int) -> UploadReceipt:
         with self._write() as connection:
-            return sql_samples.add(connection, group, batch, now_ms)
+            return sql_samples.add(connection, group, batch, now_ms, self._keys)
 
     def pending(self, group: str, limit: int) -> list[StoredSample]:
         with self._read() as connection:
-            return sql_samples.pending(connection, group, limit)
+            return sql_samples.pending(connection, group, limit, self._keys)
 
     def replay(self, group: str, after_row: int = 0) -> list[StoredSample]:
         with self._read() as connection:
-            return sql_samples.replay(connection, group, after_row)
+            return sql_samples.replay(connection, group, after_row, self._keys)
+
+    def sealed_with(self) -> set[str]:
+        """Names of the keys that the pictures are encrypted with."""
+        with self._read() as connection:
+            return sql_samples.sealed_with(connection)
 
     def delete_samples(self, device_id: str, group: str | None = None) -> dict[str, int]:
         with self._write() as connection:
@@ -260,28 +266,6 @@ class SqlStore:
     def forget(self, now_ms: int, *, id_memory_ms: int, keep_versions: int) -> list[str]:
         with self._write() as connection:
             return sql_updates.forget(connection, now_ms - id_memory_ms, keep_versions)
-
-
-def _new_group(name: str, fingerprint: str, bundle_blob: str, adaptation: str) -> dict[str, object]:
-    return {
-        "name": name,
-        "fingerprint": fingerprint,
-        "lineage": 1,
-        "bundle_blob": bundle_blob,
-        "latest_version": 0,
-        "samples_seen": 0,
-        "ticks_done": 0,
-        "ticks_dropped": 0,
-        "checkpoint": None,
-        "dirty": False,
-        "last_published_ms": 0,
-        "adaptation": adaptation,
-        "worker": None,
-        "lease_until_ms": 0,
-        "served": 0,
-        "revision": 0,
-        "paused_ms": None,
-    }
 
 
 def _set_pragmas(connection: DBAPIConnection, _record: object) -> None:
