@@ -10,16 +10,18 @@ from pathlib import Path
 
 from cema.cloud.store.base import BlobStore, Store
 from cema.cloud.store.blobs import FolderBlobs
+from cema.cloud.store.intact import check_intact
 from cema.cloud.store.sealing import SampleKeys
 from cema.cloud.store.sql import SqlStore
 from cema.config import ServeConfig
 from cema.errors import StorageError
 
 
-def open_store(config: ServeConfig, *, for_pictures: bool = False) -> tuple[Store, BlobStore]:
+def open_store(config: ServeConfig, *, for_pictures: bool = False, checked: bool = False) -> tuple[Store, BlobStore]:
     """The store that ``cema.toml`` names: SQLite and a folder below ``data_dir``. Raises StorageError.
 
     for_pictures: whether pictures will be written or read, and so all their keys have to be there; the first is made.
+    checked: whether the whole database is looked through for damage first.
     """
     folder = Path(config.server.data_dir)
     try:
@@ -27,7 +29,9 @@ def open_store(config: ServeConfig, *, for_pictures: bool = False) -> tuple[Stor
     except OSError as error:
         raise StorageError(f"expected a writable data_dir at {folder}: {error.strerror}") from error
     keys = sample_keys(config)
-    store = SqlStore.open(f"sqlite:///{folder / 'cema.db'}", keys)
+    if checked:
+        check_intact(database_file(config))
+    store = SqlStore.open(f"sqlite:///{database_file(config)}", keys)
     try:
         if for_pictures:
             keys.check(store.sealed_with())
@@ -37,6 +41,10 @@ def open_store(config: ServeConfig, *, for_pictures: bool = False) -> tuple[Stor
         store.close()
         raise
     return store, FolderBlobs(folder / "blobs")
+
+
+def database_file(config: ServeConfig) -> Path:
+    return Path(config.server.data_dir) / "cema.db"
 
 
 def sample_keys(config: ServeConfig) -> SampleKeys:

@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cema.cloud.store import sql_credentials, sql_deletion, sql_samples, sql_updates, sql_work
 from cema.cloud.store.base import DeviceRow, GroupRow, NewUpdate, StepCommit, StoredSample, UpdateRow, UserRow
+from cema.cloud.store.intact import damaged, is_damage
 from cema.cloud.store.migrate import migrate
 from cema.cloud.store.sealing import NO_KEYS, SampleKeys
 from cema.cloud.store.sql_tables import as_device, as_group, find_group, group_rows, groups, new_group
@@ -53,6 +54,8 @@ class SqlStore:
             migrate(engine)
         except (SQLAlchemyError, OSError) as error:
             engine.dispose()
+            if isinstance(error, SQLAlchemyError) and is_damage(error.__cause__):
+                raise damaged(engine.url.database, error.__cause__) from error
             raise StorageError(f"cannot open the database {url}: {error}") from error
         return cls(engine, keys)
 
@@ -69,7 +72,7 @@ class SqlStore:
             with self._engine.begin() as connection:
                 yield connection
         except SQLAlchemyError as error:
-            raise _storage_error(error) from error
+            raise self._storage_error(error) from error
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
@@ -77,7 +80,12 @@ class SqlStore:
             with self._write_lock, self._writer.begin() as connection:
                 yield connection
         except SQLAlchemyError as error:
-            raise _storage_error(error) from error
+            raise self._storage_error(error) from error
+
+    def _storage_error(self, error: SQLAlchemyError) -> StorageError:
+        if is_damage(error.__cause__):
+            return damaged(self._engine.url.database, error.__cause__)
+        return StorageError(f"the database failed: {error}", hint="check free space and permissions of data_dir")
 
     def _cut_log(self) -> None:
         """What was deleted is in the write-ahead log as well, until that is written back and cut."""
@@ -278,7 +286,3 @@ def _begin(connection: Connection) -> None:
     # A writer that began as a reader could not wait for the lock, it would fail: so it says at once that it writes.
     immediate = connection.get_execution_options().get("immediate", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
-
-
-def _storage_error(error: SQLAlchemyError) -> StorageError:
-    return StorageError(f"the database failed: {error}", hint="check free space and permissions of data_dir")
