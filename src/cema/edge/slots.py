@@ -5,13 +5,15 @@
       pointer.json      which bundle, and which update lies in which slot: names, versions, sha256. The only truth
       bundle-<sha256>   the bundle, with bundle-<sha256>.sig
       slot-a, slot-b    two updates (safetensors), each with .sig: the last good one and the one before
-      key.json          the device's own key, once it has one (identity.py); only its owner may read it
+      key.json          the device's own key, once it has one, and key-copy.json the same again (identity.py); only
+                        their owner may read them
       outbox.db         samples that wait for the network (outbox.py)
       status.json       what the agent reports about itself; nobody reads it back
 
 Content is written first, to a name or slot the pointer does not rely on; then the pointer is replaced (write beside,
 fsync, rename, fsync folder). Whatever instruction is the last one, the pointer names content that is complete; what
-does not have the sha256 that the pointer says is treated as absent.
+does not have the sha256 that the pointer says is treated as absent. If the pointer itself is damaged, a whole bundle is
+found by its name, and the device runs the source until the cloud has said more.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Literal
 
 import msgspec
 
+from cema.edge.checked import decode_checked, encode_checked
 from cema.errors import ConflictError, StorageError
 
 POINTER_FILE, LOCK_FILE, STATUS_FILE, OUTBOX_FILE = "pointer.json", "lock", "status.json", "outbox.db"
@@ -172,13 +175,20 @@ class StateFolder:
             self._lock = -1
 
     def _read_pointer(self) -> Pointer:
-        try:
-            return msgspec.json.decode((self.path / POINTER_FILE).read_bytes(), type=Pointer)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-            return Pointer()
+        with suppress(OSError):
+            pointer = decode_checked((self.path / POINTER_FILE).read_bytes(), Pointer)
+            if pointer is not None:
+                return pointer
+        return Pointer(bundle=self._whole_bundle())
+
+    def _whole_bundle(self) -> str | None:
+        """The sha256 of the newest bundle that is what its name says."""
+        files = sorted(self.path.glob(_BUNDLE_PREFIX + "?" * 64), key=lambda file: file.stat().st_mtime, reverse=True)
+        names = [file.name.removeprefix(_BUNDLE_PREFIX) for file in files]
+        return next((sha256 for sha256 in names if self._read(_BUNDLE_PREFIX + sha256, sha256)), None)
 
     def _point(self, pointer: Pointer) -> None:
-        self._replace(POINTER_FILE, msgspec.json.encode(pointer))
+        self._replace(POINTER_FILE, encode_checked(pointer))
         self._pointer = pointer
 
     def _read_slot(self, slot: Slot) -> Stored | None:
