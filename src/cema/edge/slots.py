@@ -45,7 +45,8 @@ class SlotEntry(msgspec.Struct, frozen=True):
 
 
 class Pointer(msgspec.Struct, frozen=True):
-    """``pointer.json``. bundle: sha256 of the bundle's bytes. adaptation: the cloud's last word (kill switch).
+    """``pointer.json``. bundle: sha256 of the bundle's bytes. bundle_place: what the cloud's statement gave it among
+    those of this group, 0 without one. adaptation: the cloud's last word (kill switch).
     stats_owner: likewise, cloud | edge: whose norm statistics the group's method uses.
 
     group: whose device this was last, None in files of before.
@@ -57,6 +58,7 @@ class Pointer(msgspec.Struct, frozen=True):
     adaptation: Adaptation = "on"
     group: str | None = None
     stats_owner: Literal["cloud", "edge"] = "cloud"
+    bundle_place: int = 0
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -115,7 +117,8 @@ class StateFolder:
     def set_group(self, group: str) -> None:
         """What the cloud said of another group holds for that one alone."""
         if group != self._pointer.group:
-            said = {"adaptation": "on", "stats_owner": "cloud"} if self._pointer.group is not None else {}
+            known = self._pointer.group is not None
+            said = {"adaptation": "on", "stats_owner": "cloud", "bundle_place": 0} if known else {}
             self._point(msgspec.structs.replace(self._pointer, group=group, **said))
 
     def bundle(self) -> Stored | None:
@@ -123,11 +126,19 @@ class StateFolder:
         sha256 = self._pointer.bundle
         return self._read(_BUNDLE_PREFIX + sha256, sha256) if sha256 else None
 
-    def put_bundle(self, data: bytes, signature: str) -> None:
-        """Store a verified bundle; the old one is deleted once the pointer names the new one."""
+    @property
+    def bundle_place(self) -> int:
+        """What no later bundle of this group may be below; 0 if the cloud has stated none."""
+        return self._pointer.bundle_place
+
+    def put_bundle(self, data: bytes, signature: str, place: int | None = None) -> None:
+        """Store a verified bundle; the old one is deleted once the pointer names the new one.
+
+        place: by the cloud's statement; None = as before."""
         sha256 = hashlib.sha256(data).hexdigest()
         self._write_content(_BUNDLE_PREFIX + sha256, data, signature)
-        self._point(msgspec.structs.replace(self._pointer, bundle=sha256))
+        place = self.bundle_place if place is None else place
+        self._point(msgspec.structs.replace(self._pointer, bundle=sha256, bundle_place=place))
         for old in self.path.glob(_BUNDLE_PREFIX + "*"):
             if sha256 not in old.name:
                 with suppress(OSError):
