@@ -24,7 +24,10 @@ from cema.wire.statement import BundleStatement, encode_statement
 
 @dataclass(frozen=True)
 class SignedContent:
-    """A bundle as devices verify it. signature: over ``data``, base64. statement: as it stands in a header."""
+    """A bundle as devices verify it. signature: over ``data``, base64. statement: as it stands in a header.
+
+    made_for: the bundle's blob and the group's lineage.
+    """
 
     data: bytes
     signature: str
