@@ -75,7 +75,7 @@ def secret_findings(root: Path, accepted: Iterable[AcceptedSecret]) -> Iterator[
 def _scanned(root: Path) -> Iterator[tuple[str, int, str, int]]:
     """Path, line, kind and the beginning of the sha1 of each that is found."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, check=True, text=True)  # noqa: S607
-    tracked = [name for name in listed.stdout.split("\0") if name]
+    tracked = [name for name in listed.stdout.split("\0") if (root / name).is_file()]  # some may be deleted by now
     with default_settings() as settings:
         formed = [plugin for plugin in settings.json()["plugins_used"] if plugin["name"] not in (*_CHANCE, _WORDS)]
     by_chance = [{"name": name} for name in _CHANCE]

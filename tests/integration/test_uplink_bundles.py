@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cema.edge.slots import StateFolder
+from cema.edge.slots import POINTER_FILE, StateFolder
 from cema.errors import BundleError, SignatureError
 from cema.wire import signing
 from cema.wire.bundle import Bundle
@@ -54,6 +54,11 @@ def test_an_old_bundle_is_refused_also_after_a_restart(device: Any, make_tiny_bu
     again = device.start()
     refused(device, again, old, "expected bundle 2 of group g or a later one, got 1")
     replaced(device, again, old, 3)
+    again.close()
+    offer(device, new, 1)
+    (Path(device.config.state_dir) / POINTER_FILE).unlink()  # what the refusal's hint says
+    begun_anew = device.start()
+    device.eventually(lambda: runs(begun_anew, new))
 
 
 def test_without_a_statement_nothing_is_taken_any_more_once_there_was_one(device: Any, make_tiny_bundle: Make) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import socket
@@ -68,7 +69,9 @@ def test_keys_and_quoted_tokens_are_found_whatever_the_file(audit: ModuleType, r
 
 def test_what_git_does_not_track_and_digests_among_results_are_left_alone(audit: ModuleType, repository: Path) -> None:
     (repository / "mine.toml").write_text(f'token = "{new_token(KEY_PREFIX)}"\n')
-    track(repository, "benchmarks/results/run.json", json.dumps({"digest": "f93fa91d83a5966c61e39701cf9b46bd"}))
+    track(repository, "benchmarks/results/run.json", json.dumps({"digest": hashlib.sha256(b"run").hexdigest()}))
+    track(repository, "deleted.py", "")
+    (repository / "deleted.py").unlink()
     assert list(audit.secret_findings(repository, [])) == []
 
 

@@ -84,7 +84,7 @@ def place_of(statement: str, data: bytes, key: str | None, group: str, seen: int
     if said.sequence < seen:
         raise BundleError(
             f"expected bundle {seen} of group {group} or a later one, got {said.sequence}",
-            hint="an old one was sent again; if the cloud was restored from a backup, remove the device's state folder",
+            hint="an old one was sent again; if the cloud was restored from a backup, remove pointer.json in state_dir",
         )
     return said.sequence
 
