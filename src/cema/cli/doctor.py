@@ -83,7 +83,7 @@ def _checks(device: Path | None, serve: Path | None) -> Iterator[Check]:
         yield "D21", lambda: _serve(serve)
         yield "D22", lambda: _bundles(serve)
         yield "D23", lambda: _certificate(serve)
-        yield "D24", lambda: _database(serve)
+        yield "D25", lambda: _database(serve)
 
 
 def _run(number: str, check: Callable[[], str]) -> Finding:

@@ -264,37 +264,26 @@ def test_a_damaged_key_file_counts_as_none(device: Device, service: Any, content
 
 
 @pytest.mark.parametrize("name", [KEY_FILE, KEY_COPY])
-@pytest.mark.parametrize("damage", ["flipped", "empty", "gone"])
-def test_a_key_survives_damage_to_either_of_its_files_again_and_again(
-    device: Device, service: Any, name: str, damage: str
-) -> None:
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_key_survives_damage_to_either_of_its_files_again_and_again(device: Device, name: str, torn: bool) -> None:
     device.start().status()
-    key = device.key
+    key, file = device.key, device.folder / name
     for place in (0, 20, 150):
-        file = device.folder / name
-        data = bytearray(file.read_bytes())
-        data[place] ^= 1
-        file.unlink() if damage == "gone" else file.write_bytes(data if damage == "flipped" else b"")
+        whole = file.read_bytes()
+        file.write_bytes(whole[:place] + (b"" if torn else bytes([whole[place] ^ 1]) + whole[place + 1 :]))
         assert device.start().status().group == "g"
         assert device.key == key
-        other = KEY_COPY if name == KEY_FILE else KEY_FILE
-        assert file.read_bytes() == (device.folder / other).read_bytes()
+        assert (device.folder / KEY_FILE).read_bytes() == (device.folder / KEY_COPY).read_bytes()
         assert file.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_key_that_is_damaged_in_both_files_is_lost_until_the_device_is_enrolled_anew(
-    device: Device, service: Any
-) -> None:
+def test_a_key_damaged_in_both_files_is_lost_and_the_refusal_says_what_to_do(device: Device) -> None:
     device.start().status()
     for name in (KEY_FILE, KEY_COPY):
         (device.folder / name).write_bytes((device.folder / name).read_bytes().replace(b"cema-key-", b"cema-kex-"))
     with pytest.raises(AuthError, match="not known, or was revoked") as caught:
         device.start().status()
     assert "cema device enrol" in caught.value.hint
-    service.store.revoke("new", 3)
-    anew = ENROLMENT_PREFIX + "anew"
-    service.store.enrol("new", "g", token_digest(anew), 4, token_expires_ms=UNTIL_MS)
-    assert device.start(token=anew).status().group == "g"
 
 
 def test_an_answer_that_is_not_the_clouds_does_not_make_a_key(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:

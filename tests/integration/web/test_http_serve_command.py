@@ -180,7 +180,7 @@ def test_a_lost_sample_key_ends_the_start_with_what_to_do(config: Path) -> None:
 def test_a_damaged_database_ends_the_start_with_what_to_do_and_doctor_sees_it(config: Path) -> None:
     def database() -> dict[str, Any]:
         (found,) = [
-            each for each in json.loads(cema("doctor", "-c", config, "--json").stdout) if each["number"] == "D24"
+            each for each in json.loads(cema("doctor", "-c", config, "--json").stdout) if each["number"] == "D25"
         ]
         return dict(found)
 
