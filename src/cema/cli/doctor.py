@@ -83,6 +83,7 @@ def _checks(device: Path | None, serve: Path | None) -> Iterator[Check]:
         yield "D21", lambda: _serve(serve)
         yield "D22", lambda: _bundles(serve)
         yield "D23", lambda: _certificate(serve)
+        yield "D25", lambda: _database(serve)
 
 
 def _run(number: str, check: Callable[[], str]) -> Finding:
@@ -205,3 +206,16 @@ def _certificate(path: Path) -> str:
             f"the certificate {server.tls_certificate} ends {until:%Y-%m-%d}", hint="'cema tls renew', then restart"
         )
     return f"TLS: the certificate is valid until {until:%Y-%m-%d}"
+
+
+def _database(path: Path) -> str:
+    try:
+        from cema.cloud.store import database_file
+        from cema.cloud.store.intact import check_intact
+    except ImportError as error:
+        raise DependencyError(f"cannot open the database: {error}", hint="pip install 'cema[cloud]'") from error
+    file = database_file(load_serve(path))
+    if not file.exists():
+        return f"no database yet at {file}"
+    check_intact(file)
+    return f"database {file} is intact"

@@ -68,13 +68,14 @@ class Controller:
         seed: int,
         clock_ms: Callable[[], int],
         replay_dir: Path | None = None,
+        seal_replay: bool = False,
     ) -> None:
         self.group, self.lineage, self.worker = row.name, row.lineage, worker
         self.bundle, self.shared, self.publishing = bundle, shared, publishing
         self.schedule = shared.schedule
         self.store, self.blobs, self.clock_ms = store, blobs, clock_ms
         self.rng = np.random.default_rng(seed)
-        self.replay = Replay(self.schedule.replay_capacity, replay_dir)
+        self.replay = Replay(self.schedule.replay_capacity, replay_dir, sealed=seal_replay)
         self.row = row
         self.checkpoint, self.revision = row.checkpoint, row.revision
         self._start = self._starting_state()

@@ -130,6 +130,7 @@ class Worker:
             seed=group.seed,
             clock_ms=self.clock_ms,
             replay_dir=Path(self.config.server.data_dir),
+            seal_replay=self.config.server.encrypt_samples,
         )
         self._controllers[row.name] = controller
         log.info("group %s loaded: method %s, version %d", row.name, group.method, row.latest_version)
@@ -205,7 +206,7 @@ def main(config_file: str, index: int) -> None:
     threads = config.worker.threads or max(1, (os.cpu_count() or 1) // max(config.worker.processes, 1))
     torch.set_num_threads(threads)
     stop = Stop.on_signals()
-    store, blobs = open_store(config)
+    store, blobs = open_store(config, for_pictures=True)
     Worker(config, store, blobs, name=f"{os.getpid()}-{index}", clock_ms=lambda: time.time_ns() // 1_000_000).run(stop)
     store.close()
 
