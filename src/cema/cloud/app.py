@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Literal
@@ -43,8 +44,11 @@ BACKLOG = 2048
 """Connections that wait to be accepted: a whole fleet after a power cut."""
 STORE_THREADS = 8
 """Threads for store work. SQLite has one writer, and more threads only take the interpreter from the event loop."""
-UPLOAD_THREADS = 4
-"""Threads for uploads, beside them: checking pictures and inflating go on while one of them writes."""
+UPLOAD_THREADS = 2
+"""Threads for uploads, beside them: one prepares the next while the other waits for the disk."""
+SWITCH_INTERVAL_S = 0.001
+"""How long a thread may keep the interpreter from the event loop, through which every answer goes several times; with
+Python's own 5 ms, all threads being busy, that adds up."""
 
 _DEVICES = (groups.router, samples.router, updates.router, bundles.router, enrolment.router)
 _ADMIN = (admin.router, health.metrics_router)
@@ -91,6 +95,7 @@ def _with_routes(app: FastAPI, context: Context, routers: Sequence[APIRouter]) -
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     to_thread.current_default_thread_limiter().total_tokens = STORE_THREADS
     watch: VersionWatch = app.state.context.watch
     task = asyncio.create_task(watch.run())

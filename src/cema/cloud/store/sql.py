@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cema.cloud.store import sql_credentials, sql_deletion, sql_samples, sql_updates, sql_work
 from cema.cloud.store.base import DeviceRow, GroupRow, NewUpdate, StepCommit, StoredSample, UpdateRow, UserRow
 from cema.cloud.store.migrate import migrate
-from cema.cloud.store.sql_tables import as_device, as_group, find_group, group_rows, groups
+from cema.cloud.store.sql_tables import as_device, as_group, counted_group, find_group, group_rows, groups
 from cema.errors import NotFoundError, StorageError
 from cema.wire.messages import SampleBatch, UploadReceipt
 
@@ -100,7 +100,7 @@ class SqlStore:
                 old = find_group(connection, name)
             except NotFoundError:
                 connection.execute(insert(groups).values(_new_group(name, fingerprint, bundle_blob, adaptation)))
-                return as_group(find_group(connection, name))
+                return counted_group(connection, name)
             changes: dict[str, object] = {"adaptation": adaptation}
             if old["fingerprint"] != fingerprint:
                 sql_work.end_lineage(connection, old)
@@ -109,11 +109,11 @@ class SqlStore:
                 changes = {key: value for key, value in fresh.items() if key not in kept}
                 changes["lineage"] = old["lineage"] + 1
             connection.execute(update(groups).where(groups.c.name == name).values(changes))
-            return as_group(find_group(connection, name))
+            return counted_group(connection, name)
 
     def group(self, name: str) -> GroupRow:
         with self._read() as connection:
-            return as_group(find_group(connection, name))
+            return counted_group(connection, name)
 
     def groups(self) -> list[GroupRow]:
         with self._read() as connection:
