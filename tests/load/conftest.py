@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from load.evidence import Evidence, Ledger, Probe, Request
+from load.evidence import Cpu, Evidence, Ledger, Probe, Request
 from load.plan import BATCH, Plan
 
 DEVICES, R = 4, 10
@@ -42,6 +42,7 @@ def evidence() -> Evidence:
     good.gaps = [(s + 0.5, 0.4) for s in range(OVERLOAD_S, END_S)]
     good.memory = [(s, 1 if s < KILLED_S else 2, 100 + min(s, 40) / 10)
                    for s in (*range(START_S, KILLED_S), *range(BACK_S, END_S))]  # fmt: skip
+    good.cpu = [Cpu(s, pid, s / 2, 0.0) for s, pid, _ in good.memory]
     good.probes = [Probe(s, page, 200, 0.02) for s in (*range(START_S, KILLED_S), *range(BACK_S, END_S))
                    for page in ("healthz", "metrics")]  # fmt: skip
     good.acknowledged = [bytes([device, n]) for device in range(DEVICES) for n in range(3)]

@@ -41,6 +41,15 @@ class Probe(NamedTuple):
     taken_s: float
 
 
+class Cpu(NamedTuple):
+    """Of the web process until now, seconds: it ran, and it could have run while others had the core."""
+
+    at_s: float
+    pid: int
+    ran_s: float
+    waited_s: float
+
+
 @dataclass
 class Ledger:
     """Books of one device in the end: samples."""
@@ -55,7 +64,8 @@ class Ledger:
 @dataclass
 class Evidence:
     """made: (when, pictures predicted and selected since the last such line). gaps: (when, longest time between two
-    predictions of a device, beyond its period). memory: (when, process, MiB). acknowledged, stored: ids of samples, as often as they were.
+    predictions of a device, beyond its period). memory: (when, process, MiB). acknowledged, stored: ids of samples, as
+    often as they were.
     """
 
     plan: Plan
@@ -68,6 +78,7 @@ class Evidence:
     made: list[tuple[float, int]] = field(default_factory=list)
     gaps: list[tuple[float, float]] = field(default_factory=list)
     memory: list[tuple[float, int, float]] = field(default_factory=list)
+    cpu: list[Cpu] = field(default_factory=list)
     probes: list[Probe] = field(default_factory=list)
     ledgers: list[Ledger] = field(default_factory=list)
     acknowledged: list[bytes] = field(default_factory=list)
@@ -112,6 +123,17 @@ class Evidence:
     def offered(self) -> float:
         """Uploads per second that devices made under overload, with or without a cloud."""
         return sum(number for at_s, number in self.made if inside(at_s, self.overload)) / BATCH / length(self.overload)
+
+    def share(self, spans: Sequence[Span]) -> float:
+        """How much of a core the cloud got when it wanted to run: 1 on a machine of its own."""
+        ran_s = waited_s = 0.0
+        for span in spans:
+            for pid in {each.pid for each in self.cpu}:
+                seen = [each for each in self.cpu if each.pid == pid and inside(each.at_s, span)]
+                if seen:
+                    ran_s += seen[-1].ran_s - seen[0].ran_s
+                    waited_s += seen[-1].waited_s - seen[0].waited_s
+        return ran_s / (ran_s + waited_s) if ran_s > 0 else 1.0
 
     def taken(self, spans: Sequence[Span]) -> float:
         """Uploads per second."""

@@ -24,12 +24,25 @@ from cema.cloud.store import open_store
 from cema.config import load_serve
 from cema.wire import signing
 from cema.wire.tokens import new_token, token_digest
-from load.evidence import Evidence, Probe
+from load.evidence import Cpu, Evidence, Probe
 from load.plan import CLOUD_CORE, DEVICES_CORE, GROUP, DriverPlan, Order, Plan
 
 LOOK_S = 1.0
 PROBE_LIMIT_S = 10.0
 READER = "reader"
+
+
+_NS = 1e-9
+
+
+def cpu_of(pid: int) -> tuple[float, float]:
+    """Seconds that the threads of a process have run, and have waited for a core."""
+    ran_ns = waited_ns = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):  # a thread that has just ended
+            ran, waited, _ = (task / "schedstat").read_text().split()
+            ran_ns, waited_ns = ran_ns + int(ran), waited_ns + int(waited)
+    return ran_ns * _NS, waited_ns * _NS
 
 
 def pinned(core: int) -> set[int] | None:
@@ -131,6 +144,7 @@ class Cloud:
             pid = self.service.process.pid
             with suppress(OSError, StopIteration):
                 self._evidence.memory.append((time.monotonic(), pid, resident_mib(pid)))
+                self._evidence.cpu.append(Cpu(time.monotonic(), pid, *cpu_of(pid)))
             self._probe(http, f"{self.service.url}/healthz")
             self._probe(http, f"{self.service.url}/readyz")
             self._probe(http, f"{self.service.admin_url}/metrics")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from load.conftest import BACK_S, CALM_S, KILLED_S
+from load.conftest import BACK_S, CALM_S, KILLED_S, OVERLOAD_S
 from load.criteria import CRITERIA, growth_mib, herd_share, missed, recovery_s, return_s
 from load.evidence import REFUSED, Evidence, Probe, Request
 from load.plan import FULL_S, Plan
@@ -111,6 +111,22 @@ def test_a_fleet_that_predicts_nothing_has_offered_nothing(evidence: Evidence) -
 
 def test_every_criterion_is_planted_at_least_once() -> None:
     assert {criterion for _, criterion, _ in PLANTED} == set(CRITERIA)
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        halve,
+        lambda e: change(e, lambda each: each.kind == "status", late_s=5.0),
+        lambda e: e.probes.extend(Probe(60.0, "metrics", 200, 5.0) for _ in range(9)),
+        lambda e: e.requests.extend(upload(float(s), taken_s=1.5) for s in range(CALM_S, 120)),
+    ],
+)
+def test_a_cloud_that_others_keep_from_running_is_as_slow_as_they_make_it(plant: Plant, evidence: Evidence) -> None:
+    plant(evidence)
+    evidence.cpu = [each._replace(waited_s=max(0.0, each.at_s - OVERLOAD_S)) for each in evidence.cpu]
+    assert evidence.share([evidence.overload]) == pytest.approx(1 / 3, abs=0.01)
+    assert found(evidence) == []
 
 
 def test_figures_are_those_of_the_evidence(evidence: Evidence) -> None:
