@@ -125,15 +125,18 @@ class Evidence:
         return sum(number for at_s, number in self.made if inside(at_s, self.overload)) / BATCH / length(self.overload)
 
     def share(self, spans: Sequence[Span]) -> float:
-        """How much of a core the cloud got when it wanted to run: 1 on a machine of its own."""
-        ran_s = waited_s = 0.0
+        """How much of a core the cloud got when it wanted to run: 1 on a machine of its own. Threads wait together, and
+        only one of them could run: more than the whole time is never wanted."""
+        ran_s = wanted_s = 0.0
         for span in spans:
             for pid in {each.pid for each in self.cpu}:
                 seen = [each for each in self.cpu if each.pid == pid and inside(each.at_s, span)]
-                if seen:
-                    ran_s += seen[-1].ran_s - seen[0].ran_s
-                    waited_s += seen[-1].waited_s - seen[0].waited_s
-        return ran_s / (ran_s + waited_s) if ran_s > 0 else 1.0
+                if len(seen) > 1:
+                    ran = seen[-1].ran_s - seen[0].ran_s
+                    waited = seen[-1].waited_s - seen[0].waited_s
+                    ran_s += ran
+                    wanted_s += max(ran, min(ran + waited, seen[-1].at_s - seen[0].at_s))
+        return ran_s / wanted_s if ran_s > 0 else 1.0
 
     def taken(self, spans: Sequence[Span]) -> float:
         """Uploads per second."""

@@ -124,7 +124,12 @@ def test_every_criterion_is_planted_at_least_once() -> None:
 )
 def test_a_cloud_that_others_keep_from_running_is_as_slow_as_they_make_it(plant: Plant, evidence: Evidence) -> None:
     plant(evidence)
-    evidence.cpu = [each._replace(waited_s=max(0.0, each.at_s - OVERLOAD_S)) for each in evidence.cpu]
+    evidence.cpu = [
+        each._replace(ran_s=each.ran_s if each.at_s < OVERLOAD_S else OVERLOAD_S / 2 + (each.at_s - OVERLOAD_S) / 3,
+                      waited_s=max(0.0, each.at_s - OVERLOAD_S) * 5)
+        for each in evidence.cpu
+    ]  # fmt: skip
+    assert evidence.share([evidence.sustained]) == 1
     assert evidence.share([evidence.overload]) == pytest.approx(1 / 3, abs=0.01)
     assert found(evidence) == []
 
