@@ -7,7 +7,7 @@ CEMA_DATA ?= $(abspath $(wildcard ../shared/data))
 export CEMA_DATA
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo test check ci chaos load docs fuzz format clean
+.PHONY: help setup demo test check audit ci chaos load docs fuzz format clean
 
 help: ## this text
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,7 +34,10 @@ check: setup ## static checks
 	$(BIN)/codespell
 	$(BIN)/python scripts/generate_docs.py --check
 
-ci: check test ## what CI runs
+audit: setup ## secrets in tracked files, versions that are not the pinned ones, known vulnerabilities
+	$(BIN)/python scripts/audit.py
+
+ci: check audit test ## what CI runs
 
 # Both names are understood; CHAOS_JSON= is a file for the figures.
 CHAOS_SECONDS ?= 600

@@ -84,9 +84,7 @@ class UplinkConfig(Section, frozen=True, kw_only=True):
     client_certificate: FilePath | None = None  # PEM, for a cloud with server.tls_client_ca; relative to this file
     client_key: FilePath | None = None  # PEM, of client_certificate; relative to this file
     allow_plain_http: bool = False  # true = http:// beyond this machine: only where something else encrypts the link
-    image_coding: ImageCoding = (
-        "auto"  # of uploaded pixels: auto, png, jpeg-85, jpeg-85-444, webp-80; @160: 160 px at most
-    )
+    image_coding: ImageCoding = "auto"  # of uploads: auto, png, jpeg-85, jpeg-85-444, webp-80; @160: 160 px at most
     proxy: str | None = None  # http://host:port; default: HTTPS_PROXY of the environment
 
 
@@ -135,6 +133,8 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     port: Annotated[int, Meta(ge=0, le=65_535)] = 8470  # 0 = any free port
     public_url: str | None = None  # what devices dial; default http://host:port
     data_dir: FilePath = "cema-data"  # database, blobs and keys; relative to this file
+    encrypt_samples: bool = False  # whether pictures of devices are encrypted before they are written to data_dir
+    sample_key_file: FilePath | None = None  # their keys; default data_dir/keys/samples.key; relative to this file
     tls_certificate: FilePath | None = None  # PEM, relative to this file; with tls_key the service speaks HTTPS itself
     tls_key: FilePath | None = None  # PEM; relative to this file
     tls_ca: FilePath | None = None  # private authority behind tls_certificate (PEM): enrolled devices trust it alone
@@ -221,7 +221,7 @@ def load_device(path: str | os.PathLike[str]) -> DeviceConfig:
 def load_serve(path: str | os.PathLike[str]) -> ServeConfig:
     """Read ``cema.toml``; paths are made absolute. Raises ConfigError."""
     config, base = _load(path, ServeConfig), Path(path)
-    files = ("data_dir", "tls_certificate", "tls_key", "tls_ca", "tls_client_ca")
+    files = ("data_dir", "sample_key_file", "tls_certificate", "tls_key", "tls_ca", "tls_client_ca")
     server = _anchored(config.server, base, files)
     models = ("bundle", "edge_weights", "foundation_weights")
     groups = {name: _anchored(group, base, models) for name, group in config.groups.items()}

@@ -24,7 +24,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-HARNESS_FILE, DATABASE, OUTBOX = "harness.jsonl", "cema.db", "outbox.db"
+HARNESS_FILE, DATABASE, OUTBOX, POINTER = "harness.jsonl", "cema.db", "outbox.db", "pointer.json"
 PRISTINE = "pristine"
 """Folder of blobs as they were before we damaged them."""
 Facts = dict[str, Any]
@@ -138,11 +138,15 @@ def read_outbox(file: Path, scratch: Path) -> Facts | None:
 
 
 def read_slots(state: Path) -> list[Facts]:
-    """The update slots by ``pointer.json``: sha256 as named there and of the file, version, whether it is active."""
+    """The update slots by ``pointer.json``: sha256 as named there and of the file, version, whether it is active.
+    None by one whose checksum says that it is damaged."""
     try:
-        pointer = json.loads((state / "pointer.json").read_bytes())
+        pointer = json.loads((state / POINTER).read_bytes())
+        check = pointer.pop("check")
+        if hashlib.sha256(json.dumps(pointer, separators=(",", ":")).encode()).hexdigest() != check:
+            return []
         slots = [(name, entry, (state / f"slot-{name}").read_bytes()) for name, entry in pointer["slots"].items()]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
     return [
         {"slot": name, "named": entry["sha256"], "found": hashlib.sha256(data).hexdigest(),

@@ -172,7 +172,7 @@ class Fleet:
         link = Link(name, self._record, lambda: self._port, others)
         asyncio.run_coroutine_threadsafe(link.start(self._tls()), self._loop).result(START_LIMIT_S)
         self._run("device", "enrol", "-c", "cema.toml", "--group", GROUPS[name], "--name", name,
-                  "--url", f"https://127.0.0.1:{link.port}", "--out", f"{name}.toml")  # fmt: skip
+                  "--url", f"https://127.0.0.1:{link.port}", "--out", f"{name}.toml", "--one-time")  # fmt: skip
         device = self.folder / f"{name}.toml"
         text = device.read_text().replace(f'"cema-state/{name}"', f'"{name}-disk/state"')
         device.write_text(text + ("" if "[uplink]" in text else "[uplink]\n") + DEVICE_TOML)

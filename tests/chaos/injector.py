@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 
 from chaos.damage import damage
-from chaos.evidence import DATABASE, OUTBOX, PRISTINE, Recorder, read_outbox, read_slots
+from chaos.evidence import DATABASE, OUTBOX, POINTER, PRISTINE, Recorder, read_outbox, read_slots
 from chaos.fleet import Fleet
 from chaos.plan import Fault
 from chaos.processes import stopped, workers_of
@@ -162,6 +162,12 @@ class Injector:
 
     def _damage_bundle(self, fault: Fault) -> bool:
         return self._damage_at_rest(fault, "bundle-" + "?" * 64)
+
+    def _damage_pointer(self, fault: Fault) -> bool:
+        return self._damage_at_rest(fault, POINTER)
+
+    def _damage_key(self, fault: Fault) -> bool:
+        return self._damage_at_rest(fault, "key*.json")
 
     def _damage_status(self, fault: Fault) -> bool:
         return self._damage_of(fault, "status.json")

@@ -20,7 +20,7 @@ EDGE_KINDS = {
     "kill edge": (0.0, 0.0), "stop edge": (0.5, 2.5), "cut link": (0.2, 3.0), "delay link": (1.0, 4.0),
     "duplicate": (0.0, 0.0), "corrupt link": (0.0, 0.0), "misroute": (0.0, 0.0), "fill edge disk": (1.0, 4.0),
     "damage outbox": (0.0, 0.0), "damage slots": (0.0, 0.0), "damage bundle": (0.0, 0.0), "damage status": (0.0, 0.0),
-    "jump edge clock": (1.0, 8.0),
+    "damage pointer": (0.0, 0.0), "damage key": (0.0, 0.0), "jump edge clock": (1.0, 8.0),
 }  # fmt: skip
 CLOUD_KINDS = {
     "kill web": (0.0, 0.0), "kill worker": (0.0, 0.0), "stop web": (0.5, 2.0), "stop worker": (0.5, 4.0),

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import msgspec
 import pytest
 
 from cema.cloud.store.base import StepCommit, Store, StoredSample
-from cema.cloud.store.memory import MemoryStore
-from cema.cloud.store.sql import SqlStore
 from cema.errors import ConflictError, NotFoundError
 from cema.wire.messages import Sample, SampleBatch
 
@@ -42,13 +39,6 @@ def batch(
         samples=[sample(n) for n in numbers],
         dropped=dropped or {},
     )
-
-
-@pytest.fixture(params=["memory", "sqlite"])
-def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    made: Store = MemoryStore() if request.param == "memory" else SqlStore.open(f"sqlite:///{tmp_path / 'cema.db'}")
-    yield made
-    made.close()
 
 
 @pytest.fixture

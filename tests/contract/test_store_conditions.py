@@ -74,7 +74,7 @@ def test_the_way_back_takes_the_columns_and_nothing_else(tmp_path: Path) -> None
         config.attributes["connection"] = connection
         command.downgrade(config, "0002")
     engine.dispose()
-    assert full - columns(tmp_path) == {"device_id", "domain"}
+    assert full - columns(tmp_path) == {"device_id", "domain", "key_name"}
     again = SqlStore.open(url(tmp_path))
     assert [(sample.row_id, sample.image) for sample in again.pending("doors", 99)] == before
     again.close()

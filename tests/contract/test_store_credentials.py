@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from cema.cloud.store.base import Store
-from cema.cloud.store.memory import MemoryStore
-from cema.cloud.store.sql import SqlStore
 from cema.errors import ConflictError, EnrolmentError, NotFoundError
 
 UNTIL_MS = 1000
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    made: Store = MemoryStore() if request.param == "memory" else SqlStore.open(f"sqlite:///{tmp_path / 'cema.db'}")
-    made.put_group("g", "f1", "bundle1", "on", 1)
-    yield made
-    made.close()
+@pytest.fixture
+def store(empty: Store) -> Store:
+    empty.put_group("g", "f1", "bundle1", "on", 1)
+    return empty
 
 
 def name_of(store: Store, token: str) -> str | None:

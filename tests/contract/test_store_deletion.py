@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,14 @@ from cema.wire.messages import Sample, SampleBatch
 FOREVER_MS = 1 << 40
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+@pytest.fixture
+def store(empty: Store) -> Store:
     """Groups g and h; devices cam and gate, both of g."""
-    made: Store = MemoryStore() if request.param == "memory" else SqlStore.open(f"sqlite:///{tmp_path / 'cema.db'}")
     for group in ("g", "h"):
-        made.put_group(group, "f1", "bundle1", "on", 1)
+        empty.put_group(group, "f1", "bundle1", "on", 1)
     for device in ("cam", "gate"):
-        made.enrol(device, "g", f"token of {device}", 1)
-    yield made
-    made.close()
+        empty.enrol(device, "g", f"token of {device}", 1)
+    return empty
 
 
 def upload(store: Store, device: str, *numbers: int, now_ms: int = 1, group: str = "g") -> int:

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cema.cloud.store.base import NewUpdate, StepCommit, Store
-from cema.cloud.store.memory import MemoryStore
-from cema.cloud.store.sql import SqlStore
 from cema.errors import ConflictError, NotFoundError
 from cema.wire.messages import Sample, SampleBatch
 
 FOREVER_MS = 1 << 40
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+@pytest.fixture
+def store(empty: Store) -> Store:
     """A group g whose versions 1, 2, 3 learned from samples 0, 1, 2; sample 3 is used but not published, 4 waits."""
-    made: Store = MemoryStore() if request.param == "memory" else SqlStore.open(f"sqlite:///{tmp_path / 'cema.db'}")
-    made.put_group("g", "f1", "bundle1", "on", 1)
-    upload(made, range(5))
-    claim(made)
-    queue = [sample.row_id for sample in made.pending("g", 9)]
+    empty.put_group("g", "f1", "bundle1", "on", 1)
+    upload(empty, range(5))
+    claim(empty)
+    queue = [sample.row_id for sample in empty.pending("g", 9)]
     for version, row in enumerate(queue[:4], 1):
         update = new(version) if version < 4 else None
-        made.commit_step(StepCommit("g", "w", 1, version, 0, [row], checkpoint=f"c{version}", update=update), version)
-    yield made
-    made.close()
+        empty.commit_step(StepCommit("g", "w", 1, version, 0, [row], checkpoint=f"c{version}", update=update), version)
+    return empty
 
 
 def upload(store: Store, numbers: range) -> None:

@@ -129,12 +129,6 @@ def test_rows_survive_reopening(tmp_path: Path) -> None:
     again.close()
 
 
-def test_a_file_that_is_no_database_is_a_storage_error(tmp_path: Path) -> None:
-    (tmp_path / "cema.db").write_bytes(b"not a database, surely" * 100)
-    with pytest.raises(StorageError, match="cannot open"):
-        SqlStore.open(url(tmp_path))
-
-
 def test_a_table_that_vanished_is_a_storage_error(tmp_path: Path) -> None:
     store = SqlStore.open(url(tmp_path))
     raw = sqlite3.connect(tmp_path / "cema.db")

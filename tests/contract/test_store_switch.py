@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from cema.cloud.store.base import StepCommit, Store
-from cema.cloud.store.memory import MemoryStore
-from cema.cloud.store.sql import SqlStore
 from cema.errors import ConflictError, NotFoundError
 from cema.wire.messages import SampleBatch
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    made: Store = MemoryStore() if request.param == "memory" else SqlStore.open(f"sqlite:///{tmp_path / 'cema.db'}")
-    made.put_group("g", "f1", "bundle1", "on", 1)
-    made.enrol("cam", "g", "token", 1)
+@pytest.fixture
+def store(empty: Store) -> Store:
+    empty.put_group("g", "f1", "bundle1", "on", 1)
+    empty.enrol("cam", "g", "token", 1)
     report = SampleBatch(device_id="cam", boot_id=bytes(16), fingerprint="f1", samples_seen=640, samples=[])
-    made.add_samples("g", report, 1)
-    yield made
-    made.close()
+    empty.add_samples("g", report, 1)
+    return empty
 
 
 def claim(store: Store, now_ms: int = 100) -> object:

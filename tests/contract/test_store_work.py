@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cema.cloud.store.base import GroupRow, NewUpdate, StepCommit, Store
-from cema.cloud.store.memory import MemoryStore
-from cema.cloud.store.sql import SqlStore
 from cema.errors import ConflictError
 from cema.wire.messages import Sample, SampleBatch
 
@@ -49,12 +45,10 @@ def ids(*numbers: int) -> list[bytes]:
     return [n.to_bytes(16, "big") for n in numbers]
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    made: Store = MemoryStore() if request.param == "memory" else SqlStore.open(f"sqlite:///{tmp_path / 'cema.db'}")
-    made.put_group("g", "f1", "bundle1", "on", 1)
-    yield made
-    made.close()
+@pytest.fixture
+def store(empty: Store) -> Store:
+    empty.put_group("g", "f1", "bundle1", "on", 1)
+    return empty
 
 
 def step(store: Store, **changes: Any) -> StepCommit:

@@ -28,6 +28,7 @@ from cema.wire.bundle import Bundle, decode_bundle, encode_bundle
 from cema.wire.messages import (
     BASE_HEADER,
     SIGNATURE_HEADER,
+    STATEMENT_HEADER,
     ErrorBody,
     GroupStatus,
     SampleBatch,
@@ -72,7 +73,7 @@ class ScriptedCloud:
         self.changed = threading.Condition()
         self.fingerprint = ""
         self.adaptation = "on"
-        self.bundle = (b"", "")
+        self.bundle, self.statement = (b"", ""), ""
         self.update: tuple[int, bytes, str] | None = None
         self.difference: Callable[[int], tuple[bytes, int]] | None = None  # have -> (difference, its base)
         self.batches: list[SampleBatch] = []
@@ -117,7 +118,7 @@ class ScriptedCloud:
                 server_time_ms=1_000_000,
             ))  # fmt: skip
         if url.path == "/v1/groups/g/bundle":
-            return 200, {SIGNATURE_HEADER: self.bundle[1]}, self.bundle[0]
+            return 200, {SIGNATURE_HEADER: self.bundle[1], STATEMENT_HEADER: self.statement}, self.bundle[0]
         if url.path == "/v1/groups/g/updates/latest":
             return self._latest({key: values[0] for key, values in parse_qs(url.query).items()})
         return error(404, "not_found")

@@ -62,6 +62,19 @@ def test_a_run_is_written_reported_and_reported_again() -> None:
     assert Path("again/results.json").read_bytes() == Path("both/results.json").read_bytes()
 
 
+def test_two_methods_of_a_run_are_compared() -> None:
+    words = ("--methods", "source,bn", "--passes", "2", "--out", "out", "--json", "rows.json")
+    assert typed(*ONE, *words).exit_code == 0
+    shown = typed("compare", "rows.json", "--method", "bn")
+    assert shown.exit_code == 0, shown.output
+    heading, line = shown.output.splitlines()
+    assert heading.startswith("bn - source, digits, reset, severity 5, ")
+    assert "passes=2" in heading
+    (found,) = json.loads(typed("compare", "rows.json", "--method", "bn", "--json").stdout)
+    assert found["low"] <= found["difference"] <= found["high"]
+    assert line.split()[:2] == [found["corruption"], f"{found['difference']:+.2f}"]
+
+
 def test_a_file_that_holds_no_results_is_named() -> None:
     Path("odd.json").write_text("[1, 2]")
     assert "odd.json" in str(typed("report", "odd.json").exception)

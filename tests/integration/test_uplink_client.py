@@ -39,11 +39,11 @@ def client(scripted_cloud: Any) -> Iterator[CloudClient]:
 
 
 def test_status_upload_and_bundle(scripted_cloud: Any, client: CloudClient) -> None:
-    scripted_cloud.fingerprint, scripted_cloud.bundle = "abc", (b"zip", "sig")
+    scripted_cloud.fingerprint, scripted_cloud.bundle, scripted_cloud.statement = "abc", (b"zip", "sig"), "said"
     assert client.status().fingerprint == "abc"
     assert client.upload(BATCH).accepted == 0
     assert scripted_cloud.batches == [BATCH]
-    assert client.bundle() == (b"zip", "sig")
+    assert client.bundle() == (b"zip", "sig", "said")
 
 
 def test_poll_gives_an_update_nothing_or_a_mismatch(scripted_cloud: Any, client: CloudClient) -> None:

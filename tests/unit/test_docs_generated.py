@@ -88,7 +88,7 @@ def test_the_protocol_page_names_every_field_of_every_message_and_every_header()
     for kind in kinds:
         for name in kind.__struct_fields__:
             assert f"`{name}`" in page, f"{kind.__name__}.{name}"
-    for name in ("SIGNATURE_HEADER", "VERSION_HEADER", "FINGERPRINT_HEADER"):
+    for name in ("SIGNATURE_HEADER", "STATEMENT_HEADER", "VERSION_HEADER", "FINGERPRINT_HEADER"):
         assert getattr(messages, name) in page
     for media_type in (messages.MSGPACK_TYPE, messages.UPDATE_TYPE, messages.BUNDLE_TYPE):
         assert media_type in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cema.edge.slots import POINTER_FILE, StateFolder, Stored
+from cema.edge.checked import decode_checked, encode_checked
+from cema.edge.slots import POINTER_FILE, Pointer, StateFolder, Stored
 from cema.errors import ConflictError
 
 FINGERPRINT = "f" * 64
@@ -73,6 +75,45 @@ def test_a_pointer_torn_at_any_byte_means_source_and_never_an_error(folder: Stat
     for length in range(len(whole)):
         (folder.path / POINTER_FILE).write_bytes(whole[:length])
         assert versions(folder.path) == []
+
+
+def test_with_a_damaged_pointer_the_bundle_is_found_and_nothing_else_is_believed(folder: StateFolder) -> None:
+    folder.put_bundle(b"bundle", "signed")
+    folder.put_update(b"update one", "sig", 1, FINGERPRINT)
+    folder.set_adaptation("off")
+    folder.close()
+    whole = (folder.path / POINTER_FILE).read_bytes()
+    for place in range(len(whole)):
+        for bit in (1, 4, 32):
+            flipped = bytes([*whole[:place], whole[place] ^ bit, *whole[place + 1 :]])
+            (folder.path / POINTER_FILE).write_bytes(flipped)
+            again = StateFolder(folder.path)
+            found = (again.bundle(), again.updates(FINGERPRINT), again.adaptation)
+            again.close()
+            assert found == (Stored(b"bundle", "signed"), [], "on"), flipped
+
+
+def test_a_pointer_of_before_without_a_checksum_is_read(folder: StateFolder) -> None:
+    folder.put_update(b"update one", "sig", 1, FINGERPRINT)
+    folder.close()
+    fields = json.loads((folder.path / POINTER_FILE).read_bytes())
+    del fields["check"]
+    (folder.path / POINTER_FILE).write_text(json.dumps(fields))
+    assert versions(folder.path) == [1]
+
+
+def test_a_pointer_of_a_later_agent_is_read_if_its_checksum_is_right(folder: StateFolder) -> None:
+    class Later(Pointer, frozen=True):
+        news: str = ""
+
+    folder.put_update(b"update one", "sig", 1, FINGERPRINT)
+    folder.close()
+    here = decode_checked((folder.path / POINTER_FILE).read_bytes(), Pointer)
+    later = encode_checked(Later(slots=here.slots, active=here.active, news="of another time"))
+    (folder.path / POINTER_FILE).write_bytes(later)
+    assert versions(folder.path) == [1]
+    (folder.path / POINTER_FILE).write_bytes(later.replace(b"check", b"cheek"))
+    assert versions(folder.path) == []
 
 
 def test_a_power_cut_between_any_two_operations_keeps_a_good_version(

@@ -24,9 +24,11 @@ def fill(replay: Replay, first: int, count: int) -> list[int]:
     return replay.extend(rows, [picture(row) for row in rows])
 
 
-@given(st.integers(0, 20), st.lists(st.integers(0, 9), max_size=12))
-def test_keeps_the_newest_and_reports_every_row_that_leaves_once_in_order(capacity: int, batches: list[int]) -> None:
-    replay, added, evicted = Replay(capacity), 0, []
+@given(st.integers(0, 20), st.lists(st.integers(0, 9), max_size=12), st.booleans())
+def test_keeps_the_newest_and_reports_every_row_that_leaves_once_in_order(
+    capacity: int, batches: list[int], sealed: bool
+) -> None:
+    replay, added, evicted = Replay(capacity, sealed=sealed), 0, []
     for size in batches:
         evicted += fill(replay, added + 1, size)
         added += size
@@ -52,6 +54,23 @@ def test_pixels_leave_no_file_behind_that_has_a_name(tmp_path: Path) -> None:
     fill(replay, 0, 5)
     assert list(tmp_path.iterdir()) == []
     assert len(replay) == 5
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_sealed_pixels_are_not_to_be_found_in_the_file_and_changed_ones_are_refused(
+    tmp_path: Path, sealed: bool
+) -> None:
+    replay = Replay(4, tmp_path, sealed=sealed)
+    image = np.arange(64 * 3, dtype=np.uint8).reshape(8, 8, 3)
+    replay.extend([1], [image])
+    file = replay._opened()
+    written = os.pread(file, 4096, 0)
+    assert (image.tobytes() in written) is not sealed
+    np.testing.assert_array_equal(replay.draw(1, np.random.default_rng(0)), image[None])
+    if sealed:
+        os.pwrite(file, bytes([written[-1] ^ 1]), len(written) - 1)
+        with pytest.raises(StorageError, match="not what was written"):
+            replay.draw(1, np.random.default_rng(0))
 
 
 def test_a_full_disk_is_a_storage_error_and_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,7 @@ def _checks(device: Path | None, serve: Path | None) -> Iterator[Check]:
         yield "D22", lambda: _bundles(serve)
         yield "D23", lambda: _certificate(serve)
         yield "D24", _open_files
+        yield "D25", lambda: _database(serve)
 
 
 def _run(number: str, check: Callable[[], str]) -> Finding:
@@ -220,3 +221,16 @@ def _open_files() -> str:
             hint="LimitNOFILE= of the systemd unit, --ulimit nofile= of the container, or ulimit -Hn",
         )
     return f"open files: hard limit {limit}, enough for {devices_within(limit)} devices"
+
+
+def _database(path: Path) -> str:
+    try:
+        from cema.cloud.store import database_file
+        from cema.cloud.store.intact import check_intact
+    except ImportError as error:
+        raise DependencyError(f"cannot open the database: {error}", hint="pip install 'cema[cloud]'") from error
+    file = database_file(load_serve(path))
+    if not file.exists():
+        return f"no database yet at {file}"
+    check_intact(file)
+    return f"database {file} is intact"

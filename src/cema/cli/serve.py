@@ -38,7 +38,7 @@ def serve(path: Path, as_json: bool) -> None:
 
 
 def _run(config: ServeConfig, path: str, as_json: bool) -> None:
-    store, blobs = open_store(config)
+    store, blobs = open_store(config, for_pictures=True, checked=True)
     supervisor = Supervisor([worker_command(path, index) for index in range(config.worker.processes)])
     deadline = [time.monotonic() + config.server.drain_s]
 

@@ -1,8 +1,8 @@
-"""One connection of the web process, before it is a request: how long its head may take and be.
+"""One connection of the web process, before it is a request and after: how long a client may keep it waiting.
 
 uvicorn reads HTTP and runs the application; what it leaves open is closed here. A client that sends its head one byte
-a minute, or never the rest of a body that nobody reads any more, costs a connection for a bounded time only. What
-is not HTTP is answered in the one shape of every error.
+a minute, or never the rest of a body that nobody reads any more, or that does not take what it asked for, costs a
+connection for a bounded time only. What is not HTTP is answered in the one shape of every error.
 """
 
 from __future__ import annotations
@@ -19,12 +19,16 @@ from cema.wire.messages import ErrorBody, encode_json
 
 MAX_HEAD_BYTES = 32 * 1024
 """Of a request's first line and headers together; a device's take 400 bytes, proxies add a few hundred."""
+MIN_BYTES_PER_S = 500
+"""Slowest transfer of a body, beyond the time that is given for silence; a fifth of what the slowest cellular links
+carry."""
 _PIECE_BYTES = 4 * 1024
 """A head is parsed in such pieces, so that its limit holds however much of it comes at once."""
 
 
 class PatientProtocol(H11Protocol):
-    """HTTP/1.1 with a deadline. receive_timeout_s: for a head, and for the rest of a body after its answer.
+    """HTTP/1.1 with deadlines. receive_timeout_s: for a head, for the rest of a body after its answer, and for a client
+    that takes no byte of an answer.
 
     max_connections: of one listener; those beyond are closed before they have said anything.
     """
@@ -32,6 +36,7 @@ class PatientProtocol(H11Protocol):
     receive_timeout_s: ClassVar[float] = 30.0
     max_connections: ClassVar[int] = 1 << 30
     _deadline: asyncio.TimerHandle | None = None
+    _reading: asyncio.TimerHandle | None = None
 
     @classmethod
     def within(cls, timeout_s: float, max_connections: int) -> type[Self]:
@@ -46,6 +51,7 @@ class PatientProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._rest()
+        self._read()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -59,6 +65,15 @@ class PatientProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._watch()
+        self._await_reader()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_reader()
+
+    def resume_writing(self) -> None:
+        self._read()
+        super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(
@@ -87,6 +102,24 @@ class PatientProtocol(H11Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _await_reader(self) -> None:
+        """A deadline for what the system has not been able to send yet."""
+        self._read()
+        if unread := self.transport.get_write_buffer_size():
+            patience_s = self.receive_timeout_s + unread / MIN_BYTES_PER_S
+            self._reading = self.loop.call_later(patience_s, self._give_up)
+
+    def _read(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
+    def _give_up(self) -> None:
+        """Closing would wait for the reader."""
+        self._reading = None
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
 
     def _expire(self) -> None:
         self._deadline = None

@@ -68,13 +68,14 @@ class Controller:
         seed: int,
         clock_ms: Callable[[], int],
         replay_dir: Path | None = None,
+        seal_replay: bool = False,
     ) -> None:
         self.group, self.lineage, self.worker = row.name, row.lineage, worker
         self.bundle, self.shared, self.publishing = bundle, shared, publishing
         self.schedule = shared.schedule
         self.store, self.blobs, self.clock_ms = store, blobs, clock_ms
         self.rng = np.random.default_rng(seed)
-        self.replay = Replay(self.schedule.replay_capacity, replay_dir)
+        self.replay = Replay(self.schedule.replay_capacity, replay_dir, sealed=seal_replay)
         self.row = row
         self.checkpoint, self.revision = row.checkpoint, row.revision
         self._start = self._starting_state()
@@ -91,15 +92,19 @@ class Controller:
     def tick(self, row: GroupRow, stop: Callable[[], bool] = lambda: False) -> int:
         """Do what is due: full steps on the oldest uploads, else a replay step, else only count. Returns the steps.
 
+        stop: asked before each full step; when it says so, the tick is not over, and the rest of it stays due.
+
         Raises ConflictError when the lease, the bundle or the version changed under us: load the group anew.
         """
         self.row = row
         schedule, steps = self.schedule, 0
         # What arrives during this tick waits for the next: a busy group must not keep the worker from the others.
         due = row.pending // schedule.step_uploads or int(row.pending >= schedule.least_uploads)
-        while not stop() and steps < due:
-            self._full_step(self.store.pending(self.group, schedule.step_uploads))
+        while steps < due:
+            if stop():
+                return steps
             steps += 1
+            self._full_step(self.store.pending(self.group, schedule.step_uploads), over=steps == due)
         tick_due = row.samples_seen // schedule.tick_images > row.ticks_done
         if tick_due and not steps and schedule.replay_only and len(self.replay) >= schedule.replay_min:
             self._replay_step()
@@ -108,8 +113,9 @@ class Controller:
             self._commit(self._update_if_due(row.dirty))
         return steps
 
-    def _full_step(self, uploads: Sequence[StoredSample]) -> None:
-        """Uploads and replay -> adapter -> gate -> one transaction. Uploads join replay after their step."""
+    def _full_step(self, uploads: Sequence[StoredSample], *, over: bool) -> None:
+        """Uploads and replay -> adapter -> gate -> one transaction. Uploads join replay after their step. over: whether
+        this is the tick's last."""
         condition = None
         if self.shared.stats_owner == "edge":  # a device's samples are learned by its own statistics
             condition = _condition(uploads[0])
@@ -119,7 +125,7 @@ class Controller:
         rows, usable = [sample.row_id for sample in uploads], [sample.row_id for sample in good]
         bad = sorted(set(rows) - set(usable))
         evicted = self.replay.extend(usable, images, [_condition(sample) for sample in good])
-        self._finish(metrics, consumed=rows, evicted=[*evicted, *bad])
+        self._finish(metrics, consumed=rows, evicted=[*evicted, *bad], over=over)
 
     def _learn(self, images: Sequence[Uint8Array], condition: Condition | None) -> Metrics | None:
         """One adapt step on uploads and replay, of one condition where that counts; None if it was not made."""
@@ -146,7 +152,9 @@ class Controller:
         self.gate.before(self.adapter, images_BCHW)
         self._finish(self.adapter.replay_step(images_BCHW))
 
-    def _finish(self, metrics: Metrics | None, *, consumed: Sequence[int] = (), evicted: Sequence[int] = ()) -> None:
+    def _finish(
+        self, metrics: Metrics | None, *, consumed: Sequence[int] = (), evicted: Sequence[int] = (), over: bool = True
+    ) -> None:
         """Gate, checkpoint, publish if due, commit."""
         refusal = self.gate.refusal(self.adapter) if metrics is not None else None
         if refusal:
@@ -157,7 +165,7 @@ class Controller:
         checkpoint = None
         if forgot or metrics is not None:
             checkpoint = self.checkpoint = self.blobs.put(encode_checkpoint(self.adapter.state(), self.rng))
-        self._commit(update, consumed, evicted, checkpoint)
+        self._commit(update, consumed, evicted, checkpoint, over=over)
 
     def _update_if_due(self, changed: bool, metrics: Metrics | None = None) -> NewUpdate | None:
         """The next version, if something changed and the last one is old enough."""
@@ -194,9 +202,11 @@ class Controller:
         consumed: Sequence[int] = (),
         evicted: Sequence[int] = (),
         checkpoint: str | None = None,
+        *,
+        over: bool = True,
     ) -> None:
         now, row = self.clock_ms(), self.row
-        due = max(row.samples_seen // self.schedule.tick_images, row.ticks_done)
+        due = max(row.samples_seen // self.schedule.tick_images, row.ticks_done) if over else row.ticks_done
         missed = max(due - row.ticks_done - 1, 0)
         self.store.commit_step(
             StepCommit(

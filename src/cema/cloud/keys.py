@@ -5,8 +5,10 @@ Workers sign updates with it, the web process signs bundles, devices carry its p
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from cema.config import ServeConfig
@@ -19,8 +21,7 @@ def signing_key(config: ServeConfig) -> str:
     path = Path(config.server.data_dir) / "keys" / "signing.key"
     try:
         if not path.exists():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _write_once(path, signing.generate_key())
+            write_once(path, signing.generate_key() + "\n")
         key = path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise StorageError(f"expected a signing key at {path}: {error}") from error
@@ -28,22 +29,35 @@ def signing_key(config: ServeConfig) -> str:
     return key
 
 
-def _write_once(path: Path, key: str) -> None:
-    """A link appears complete or not at all, and never replaces the key that another process has just made."""
+def write_once(path: Path, text: str) -> None:
+    """A file of mode 0600 that appears complete or not at all, and never replaces the one that another process has just
+    made. Raises OSError."""
+    with _written_beside(path, text) as name, contextlib.suppress(FileExistsError):
+        os.link(name, path)
+
+
+def replace_private(path: Path, text: str) -> None:
+    """As ``write_once``, in the place of what is there. Raises OSError."""
+    with _written_beside(path, text) as name:
+        os.replace(name, path)
+
+
+@contextlib.contextmanager
+def _written_beside(path: Path, text: str) -> Iterator[str]:
+    """A file on the disk under another name, for the time of the block; then the folder as the block left it."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)  # mkstemp makes it 0600
     try:
         with os.fdopen(handle, "w") as file:
-            file.write(key + "\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        try:
-            os.link(name, path)
-        except FileExistsError:
-            return
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        yield name
     finally:
-        os.unlink(name)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

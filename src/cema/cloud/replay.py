@@ -2,7 +2,8 @@
 
 Rows live in the store; this is the worker's decoded copy, filled again from the store after a restart. Pixels are uint8
 at the model's input size in a file without a name, which ends with the process: 10,000 pictures of 224 px take
-1.5 GB of disk and no memory that the kernel could not have back.
+1.5 GB of disk and no memory that the kernel could not have back. Sealed, they are encrypted with a key that is in the
+memory of the process alone: after it nobody can read what is left on the disk.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from nacl.exceptions import CryptoError
+from nacl.secret import Aead
+from nacl.utils import random
 
 from cema.errors import StorageError
 from cema.types import Uint8Array
 
+_SEAL_BYTES = Aead.NONCE_SIZE + Aead.MACBYTES
 _HINT = "free space below data_dir, or allow the worker more open files; the samples are safe in the store"
 
 
@@ -27,11 +32,12 @@ class Replay:
     """Bounded FIFO of (row id, image uint8 [H, W, 3], key); all images have one size. A draw can be limited to a
     key.
 
-    folder: of the file; None = the system's for temporary files.
+    folder: of the file; None = the system's for temporary files. sealed: whether the file is encrypted.
     """
 
-    def __init__(self, capacity: int, folder: Path | None = None) -> None:
+    def __init__(self, capacity: int, folder: Path | None = None, *, sealed: bool = False) -> None:
         self.capacity = capacity
+        self._box = Aead(random(Aead.KEY_SIZE)) if sealed else None
         self._rows: deque[int] = deque()
         self._keys: deque[Hashable] = deque()
         self._first = 0
@@ -79,18 +85,27 @@ class Replay:
             chosen = rng.choice(having, min(count, len(having)), replace=False)
         images = np.empty((len(chosen), *self._shape), np.uint8)
         for image, index in zip(images, chosen.tolist(), strict=True):
-            place = (self._first + index) % self.capacity
-            with _storage("read"):
-                read = os.preadv(self._opened(), [image.data], place * image.nbytes)
-            if read != image.nbytes:
-                raise StorageError(f"expected {image.nbytes} bytes of a replay picture, found {read}", hint=_HINT)
+            self._read(image, (self._first + index) % self.capacity)
         return images
+
+    def _read(self, image: Uint8Array, place: int) -> None:
+        stored = image if self._box is None else np.empty(image.nbytes + _SEAL_BYTES, np.uint8)
+        with _storage("read"):
+            read = os.preadv(self._opened(), [stored.data], place * stored.nbytes)
+        if read != stored.nbytes:
+            raise StorageError(f"expected {stored.nbytes} bytes of a replay picture, found {read}", hint=_HINT)
+        if self._box is not None:
+            try:
+                image.reshape(-1)[:] = np.frombuffer(self._box.decrypt(stored.tobytes()), np.uint8)
+            except CryptoError as error:
+                raise StorageError("a replay picture is not what was written", hint=_HINT) from error
 
     def _write(self, image: Uint8Array, place: int) -> None:
         self._shape = self._shape or image.shape
+        stored = image.tobytes() if self._box is None else self._box.encrypt(image.tobytes())
         with _storage("written"):
-            written = os.pwrite(self._opened(), np.ascontiguousarray(image).data, place * image.nbytes)
-        if written != image.nbytes:
+            written = os.pwrite(self._opened(), stored, place * len(stored))
+        if written != len(stored):
             raise StorageError("the replay buffer could not be written: the disk is full", hint=_HINT)
 
     def _opened(self) -> int:

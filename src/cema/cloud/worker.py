@@ -37,19 +37,26 @@ RETENTION_INTERVAL_S = 3600.0
 """Between two looks for samples beyond the limits of ``[retention]``: a group that has any is then loaded anew."""
 NO_LIMIT = 1 << 40
 """More samples than any store holds."""
+SLICE_S = 2.0
+"""For so long a group that has many uploads waiting is served before others have their turn; the step under way is
+finished."""
 RETRY_AFTER_ERROR_S = 5.0
 """Pause of a group whose tick failed, so that one broken group cannot keep the worker busy; never longer than a lease.
 Of the worker itself, if the store failed."""
 
 
 class Worker:
-    """Runs ticks of whatever group is due. name: unique among living workers."""
+    """Runs ticks of whatever group is due.
+
+    name: unique among living workers. clock_ms: Unix time. clock_s: monotonic.
+    """
 
     def __init__(
-        self, config: ServeConfig, store: Store, blobs: BlobStore, *, name: str, clock_ms: Callable[[], int]
-    ) -> None:
+        self, config: ServeConfig, store: Store, blobs: BlobStore, *, name: str, clock_ms: Callable[[], int],
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         self.config, self.store, self.blobs = config, store, blobs
-        self.name, self.clock_ms = name, clock_ms
+        self.name, self.clock_ms, self._clock_s = name, clock_ms, clock_s
         self._controllers: dict[str, Controller] = {}
         self._pool = ModelPool(blobs)
         self._next_housekeeping_ms = self._next_retention_ms = 0
@@ -80,7 +87,8 @@ class Worker:
         keepalive = _Keepalive(lambda: self._renew(row.name), settings.lease_s / 3)
         try:
             with keepalive:
-                self._controller(row).tick(row, stop)
+                controller, until_s = self._controller(row), self._clock_s() + SLICE_S
+                controller.tick(row, lambda: stop() or self._clock_s() >= until_s)
         except ConflictError as error:
             log.warning("group %s: %s; loading it anew", row.name, error)
             self._drop(row.name)
@@ -122,6 +130,7 @@ class Worker:
             seed=group.seed,
             clock_ms=self.clock_ms,
             replay_dir=Path(self.config.server.data_dir),
+            seal_replay=self.config.server.encrypt_samples,
         )
         self._controllers[row.name] = controller
         log.info("group %s loaded: method %s, version %d", row.name, group.method, row.latest_version)
@@ -197,7 +206,7 @@ def main(config_file: str, index: int) -> None:
     threads = config.worker.threads or max(1, (os.cpu_count() or 1) // max(config.worker.processes, 1))
     torch.set_num_threads(threads)
     stop = Stop.on_signals()
-    store, blobs = open_store(config)
+    store, blobs = open_store(config, for_pictures=True)
     Worker(config, store, blobs, name=f"{os.getpid()}-{index}", clock_ms=lambda: time.time_ns() // 1_000_000).run(stop)
     store.close()
 

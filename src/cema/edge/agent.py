@@ -31,7 +31,7 @@ from cema.edge.pictures import BeforeUpload, Image, fitted, guard, passed_throug
 from cema.edge.selection import BoolArray, FollowsStream, SampleSelector, Selector
 from cema.edge.session import Answers, EdgeSession
 from cema.edge.slots import OUTBOX_FILE, StateFolder
-from cema.edge.updater import Updater, open_bundle, trusted_key
+from cema.edge.updater import Updater, open_bundle, place_of, trusted_key
 from cema.edge.uplink import Uplink
 from cema.edge.writer import Captured
 from cema.errors import ConflictError, WireError
@@ -208,9 +208,10 @@ class EdgeAgent:
             return None
 
     def _fetched_bundle(self, client: CloudClient, key: str | None) -> Bundle:
-        data, signature = client.bundle()
+        data, signature, statement = client.bundle()
         bundle = open_bundle(data, signature, key)
-        self._folder.put_bundle(data, signature)
+        place = place_of(statement, data, key, self._config.group, self._folder.bundle_place)
+        self._folder.put_bundle(data, signature, place)
         return bundle
 
     def _renew_selector(self, session: EdgeSession, following: bool) -> None:

@@ -43,6 +43,7 @@ from cema.wire.messages import (
     BASE_HEADER,
     MSGPACK_TYPE,
     SIGNATURE_HEADER,
+    STATEMENT_HEADER,
     ErrorBody,
     GroupStatus,
     KeyProposal,
@@ -140,10 +141,11 @@ class CloudClient:
         self._cloud_inflates = DEFLATE in [coding.partition(";")[0].strip() for coding in taken.split(",")]
         return receipt
 
-    def bundle(self) -> tuple[bytes, str]:
-        """The group's bundle and its signature (empty if unsigned), not verified: ``GET .../bundle``."""
+    def bundle(self) -> tuple[bytes, str, str]:
+        """The group's bundle, its signature and the statement about it (empty if there is none), not verified:
+        ``GET .../bundle``."""
         _, body, headers = self._request("GET", "/bundle", limit_bytes=MAX_BUNDLE_BYTES)
-        return body, headers.get(SIGNATURE_HEADER, "")
+        return body, headers.get(SIGNATURE_HEADER, ""), headers.get(STATEMENT_HEADER, "")
 
     def poll(self, after: int, fingerprint: str, wait_s: float, have: int | None = None) -> Fetched | None:
         """An update newer than ``after``, not verified; None if none came within ``wait_s``.

@@ -7,29 +7,32 @@
 The next key is on disk before its hash is sent, and the cloud takes the same hash as often as it comes: whatever is
 lost on the way, power or an answer, the device does the same again. A rotation is the same with the present key in the
 place of the token. A token in ``device.toml`` that is not the one of before (the device was enrolled anew) begins anew.
+The file lies there twice, since nobody can give a device its key again.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from cema.config import DeviceConfig, configured_token, device_token
+from cema.edge.checked import decode_checked, encode_checked
 from cema.edge.slots import StateFolder
-from cema.errors import AuthError
+from cema.errors import AuthError, StorageError
 from cema.wire.messages import KeyProposal
 from cema.wire.tokens import ENROLMENT_PREFIX, KEY_PREFIX, new_token, token_digest
 
-KEY_FILE = "key.json"
+KEY_FILE, KEY_COPY = "key.json", "key-copy.json"
 Propose = Callable[[str, KeyProposal], None]
 """Hand in a proposal, showing the token: returns when the cloud has it."""
 
 
 class KeyFile(msgspec.Struct, frozen=True):
-    """``key.json``. token_sha256: of the configured token. next: proposed, or about to be."""
+    """``key.json`` and its copy. token_sha256: of the configured token. next: proposed, or about to be."""
 
     token_sha256: str
     key: str | None = None
@@ -53,6 +56,9 @@ class Identity:
             self._token = device_token(config)
         self._file = stored or KeyFile(token_digest(self._token or ""))
         self._mutex = threading.Lock()
+        if stored is not None and not all(_read(folder.path / name) == stored for name in (KEY_FILE, KEY_COPY)):
+            with suppress(StorageError):  # a full disk: there is one, and the next start tries again
+                self._write(stored)
 
     def token(self, propose: Propose) -> str:
         """What to show the cloud. A one-time token is exchanged first: raises what ``propose`` raises."""
@@ -92,7 +98,8 @@ class Identity:
         self._write(msgspec.structs.replace(self._file, key=key, next=None))
 
     def _write(self, file: KeyFile) -> None:
-        self._folder.write_private(KEY_FILE, msgspec.json.encode(file))
+        for name in (KEY_FILE, KEY_COPY):
+            self._folder.write_private(name, encode_checked(file))
         self._file = file
 
 
@@ -116,10 +123,16 @@ def current_token(config: DeviceConfig) -> str:
 
 
 def _stored(folder: Path, token: str | None) -> KeyFile | None:
-    """The key file, if it belongs to this token; without a token, if there is a key in it."""
-    try:
-        file = msgspec.json.decode((folder / KEY_FILE).read_bytes(), type=KeyFile)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+    """The key file or, if that is damaged, its copy; if it belongs to this token, and without one if there is a key."""
+    file = _read(folder / KEY_FILE) or _read(folder / KEY_COPY)
+    if file is None:
         return None
     belongs = file.key is not None if token is None else file.token_sha256 == token_digest(token)
     return file if belongs else None
+
+
+def _read(path: Path) -> KeyFile | None:
+    try:
+        return decode_checked(path.read_bytes(), KeyFile)
+    except OSError:
+        return None

@@ -5,13 +5,15 @@
       pointer.json      which bundle, and which update lies in which slot: names, versions, sha256. The only truth
       bundle-<sha256>   the bundle, with bundle-<sha256>.sig
       slot-a, slot-b    two updates (safetensors), each with .sig: the last good one and the one before
-      key.json          the device's own key, once it has one (identity.py); only its owner may read it
+      key.json          the device's own key, once it has one, and key-copy.json the same again (identity.py); only
+                        their owner may read them
       outbox.db         samples that wait for the network (outbox.py)
       status.json       what the agent reports about itself; nobody reads it back
 
 Content is written first, to a name or slot the pointer does not rely on; then the pointer is replaced (write beside,
 fsync, rename, fsync folder). Whatever instruction is the last one, the pointer names content that is complete; what
-does not have the sha256 that the pointer says is treated as absent.
+does not have the sha256 that the pointer says is treated as absent. If the pointer itself is damaged, a whole bundle is
+found by its name, and the device runs the source until the cloud has said more.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Literal
 
 import msgspec
 
+from cema.edge.checked import decode_checked, encode_checked
 from cema.errors import ConflictError, StorageError
 
 POINTER_FILE, LOCK_FILE, STATUS_FILE, OUTBOX_FILE = "pointer.json", "lock", "status.json", "outbox.db"
@@ -42,7 +45,8 @@ class SlotEntry(msgspec.Struct, frozen=True):
 
 
 class Pointer(msgspec.Struct, frozen=True):
-    """``pointer.json``. bundle: sha256 of the bundle's bytes. adaptation: the cloud's last word (kill switch).
+    """``pointer.json``. bundle: sha256 of the bundle's bytes. bundle_place: what the cloud's statement gave it among
+    those of this group, 0 without one. adaptation: the cloud's last word (kill switch).
     stats_owner: likewise, cloud | edge: whose norm statistics the group's method uses.
 
     group: whose device this was last, None in files of before.
@@ -54,6 +58,7 @@ class Pointer(msgspec.Struct, frozen=True):
     adaptation: Adaptation = "on"
     group: str | None = None
     stats_owner: Literal["cloud", "edge"] = "cloud"
+    bundle_place: int = 0
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -112,7 +117,8 @@ class StateFolder:
     def set_group(self, group: str) -> None:
         """What the cloud said of another group holds for that one alone."""
         if group != self._pointer.group:
-            said = {"adaptation": "on", "stats_owner": "cloud"} if self._pointer.group is not None else {}
+            known = self._pointer.group is not None
+            said = {"adaptation": "on", "stats_owner": "cloud", "bundle_place": 0} if known else {}
             self._point(msgspec.structs.replace(self._pointer, group=group, **said))
 
     def bundle(self) -> Stored | None:
@@ -120,11 +126,19 @@ class StateFolder:
         sha256 = self._pointer.bundle
         return self._read(_BUNDLE_PREFIX + sha256, sha256) if sha256 else None
 
-    def put_bundle(self, data: bytes, signature: str) -> None:
-        """Store a verified bundle; the old one is deleted once the pointer names the new one."""
+    @property
+    def bundle_place(self) -> int:
+        """What no later bundle of this group may be below; 0 if the cloud has stated none."""
+        return self._pointer.bundle_place
+
+    def put_bundle(self, data: bytes, signature: str, place: int | None = None) -> None:
+        """Store a verified bundle; the old one is deleted once the pointer names the new one.
+
+        place: by the cloud's statement; None = as before."""
         sha256 = hashlib.sha256(data).hexdigest()
         self._write_content(_BUNDLE_PREFIX + sha256, data, signature)
-        self._point(msgspec.structs.replace(self._pointer, bundle=sha256))
+        place = self.bundle_place if place is None else place
+        self._point(msgspec.structs.replace(self._pointer, bundle=sha256, bundle_place=place))
         for old in self.path.glob(_BUNDLE_PREFIX + "*"):
             if sha256 not in old.name:
                 with suppress(OSError):
@@ -172,13 +186,20 @@ class StateFolder:
             self._lock = -1
 
     def _read_pointer(self) -> Pointer:
-        try:
-            return msgspec.json.decode((self.path / POINTER_FILE).read_bytes(), type=Pointer)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-            return Pointer()
+        with suppress(OSError):
+            pointer = decode_checked((self.path / POINTER_FILE).read_bytes(), Pointer)
+            if pointer is not None:
+                return pointer
+        return Pointer(bundle=self._whole_bundle())
+
+    def _whole_bundle(self) -> str | None:
+        """The sha256 of the newest bundle that is what its name says."""
+        files = sorted(self.path.glob(_BUNDLE_PREFIX + "?" * 64), key=lambda file: file.stat().st_mtime, reverse=True)
+        names = [file.name.removeprefix(_BUNDLE_PREFIX) for file in files]
+        return next((sha256 for sha256 in names if self._read(_BUNDLE_PREFIX + sha256, sha256)), None)
 
     def _point(self, pointer: Pointer) -> None:
-        self._replace(POINTER_FILE, msgspec.json.encode(pointer))
+        self._replace(POINTER_FILE, encode_checked(pointer))
         self._pointer = pointer
 
     def _read_slot(self, slot: Slot) -> Stored | None:

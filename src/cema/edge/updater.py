@@ -6,6 +6,7 @@ batch. Whatever is wrong with what came, the last good model stays. The poller b
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 
@@ -32,6 +33,7 @@ from cema.wire import signing
 from cema.wire.bundle import Bundle, decode_bundle
 from cema.wire.difference import Base, apply_difference, source_base, update_base
 from cema.wire.messages import UpdateManifest
+from cema.wire.statement import open_statement
 from cema.wire.update import Update, open_update
 
 log = logging.getLogger(__name__)
@@ -61,6 +63,30 @@ def open_bundle(data: bytes, signature: str, key: str | None) -> Bundle:
     if key is not None:
         signing.verify(data, signature, key)
     return decode_bundle(data)
+
+
+def place_of(statement: str, data: bytes, key: str | None, group: str, seen: int) -> int:
+    """The place of bundle ``data`` among those of ``group``, by the cloud's statement; 0 if there is none.
+
+    seen: the place of the last one, 0 if no statement ever came: a cloud of before makes none. Raises SignatureError,
+    MessageError; BundleError for a bundle that is not the group's, not this one, or older than the last.
+    """
+    if key is None or not (statement or seen):
+        return seen
+    if not statement:
+        raise BundleError(
+            "expected a statement with the bundle, as with the one before, got none",
+            hint="something between device and cloud removes headers, or answers for the cloud",
+        )
+    said = open_statement(statement, key)
+    if (said.group, said.sha256) != (group, hashlib.sha256(data).hexdigest()):
+        raise BundleError(f"expected this bundle of group {group}, the statement is of another, of {shown(said.group)}")
+    if said.sequence < seen:
+        raise BundleError(
+            f"expected bundle {seen} of group {group} or a later one, got {said.sequence}",
+            hint="an old one was sent again; if the cloud was restored from a backup, remove pointer.json in state_dir",
+        )
+    return said.sequence
 
 
 def check_manifest(manifest: UpdateManifest, bundle: Bundle, group: str, have: int) -> None:
@@ -186,13 +212,14 @@ class Updater:
         self._counters.update(applied=True)
         log.info("version %d in use", session.version)
 
-    def replace_bundle(self, data: bytes, signature: str) -> None:
+    def replace_bundle(self, data: bytes, signature: str, statement: str = "") -> None:
         """Take over another model. Raises CemaError; the old one stays."""
         bundle = open_bundle(data, signature, self._key)
+        place = place_of(statement, data, self._key, self._config.group, self._folder.bundle_place)
         if bundle.manifest.fingerprint == self.fingerprint:
             raise BaseMismatchError("the cloud asks for another bundle than the one it offers")
         session = self._build(bundle, bundle.source_parameters(), 0)
-        self._folder.put_bundle(data, signature)
+        self._folder.put_bundle(data, signature, place)
         with self._lock:
             self._bundle, self._adapted, self._bytes, self._refused_version = bundle, session, b"", 0
             self._own, self._weights = None, (bundle.source_parameters(), None)

@@ -22,6 +22,7 @@ BOOT_ID_BYTES = 16
 
 SIGNATURE_HEADER = "Cema-Signature"
 """Carries the base64 Ed25519 signature over the exact bytes of the body (updates and bundles)."""
+STATEMENT_HEADER = "Cema-Bundle-Statement"
 VERSION_HEADER = "Cema-Update-Version"
 FINGERPRINT_HEADER = "Cema-Bundle-Fingerprint"
 BASE_HEADER = "Cema-Update-Base"

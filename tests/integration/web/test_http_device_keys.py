@@ -11,7 +11,7 @@ import pytest
 
 from cema.config import DeviceConfig, UplinkConfig
 from cema.edge.client import CloudClient
-from cema.edge.identity import KEY_FILE, Identity, KeyFile, current_token
+from cema.edge.identity import KEY_COPY, KEY_FILE, Identity, KeyFile, current_token
 from cema.edge.slots import StateFolder
 from cema.errors import AuthError, ConfigError, EnrolmentError, TransportError
 from cema.wire.messages import KeyProposal, SampleBatch
@@ -261,6 +261,29 @@ def test_a_damaged_key_file_counts_as_none(device: Device, service: Any, content
     device.folder.mkdir()
     (device.folder / KEY_FILE).write_bytes(content)
     assert device.start().status().group == "g"
+
+
+@pytest.mark.parametrize("name", [KEY_FILE, KEY_COPY])
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_key_survives_damage_to_either_of_its_files_again_and_again(device: Device, name: str, torn: bool) -> None:
+    device.start().status()
+    key, file = device.key, device.folder / name
+    for place in (0, 20, 150):
+        whole = file.read_bytes()
+        file.write_bytes(whole[:place] + (b"" if torn else bytes([whole[place] ^ 1]) + whole[place + 1 :]))
+        assert device.start().status().group == "g"
+        assert device.key == key
+        assert (device.folder / KEY_FILE).read_bytes() == (device.folder / KEY_COPY).read_bytes()
+        assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_key_damaged_in_both_files_is_lost_and_the_refusal_says_what_to_do(device: Device) -> None:
+    device.start().status()
+    for name in (KEY_FILE, KEY_COPY):
+        (device.folder / name).write_bytes((device.folder / name).read_bytes().replace(b"cema-key-", b"cema-kex-"))
+    with pytest.raises(AuthError, match="not known, or was revoked") as caught:
+        device.start().status()
+    assert "cema device enrol" in caught.value.hint
 
 
 def test_an_answer_that_is_not_the_clouds_does_not_make_a_key(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:

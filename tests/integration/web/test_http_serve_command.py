@@ -6,6 +6,7 @@ import json
 import os
 import select
 import signal
+import sqlite3
 import subprocess
 import sys
 import tomllib
@@ -21,6 +22,7 @@ import urllib3
 from cema.cloud.store import open_store
 from cema.cloud.store.base import NewUpdate, StepCommit
 from cema.config import load_device, load_serve
+from cema.errors import DamagedError, StorageError
 from cema.wire import signing
 from cema.wire.bundle import Bundle, encode_bundle
 from cema.wire.messages import SampleBatch
@@ -153,6 +155,52 @@ def test_a_missing_bundle_is_named(config: Path) -> None:
     done = cema("serve", "-c", config, "--json")
     assert done.returncode == 3
     assert json.loads(done.stderr.splitlines()[-1])["code"] == "bundle_invalid"
+
+
+def test_a_lost_sample_key_ends_the_start_with_what_to_do(config: Path) -> None:
+    write_config(config.parent, "encrypt_samples = true\nsample_key_file = 'volume/samples.key'")
+    with Serve(config, "--json") as served:
+        assert served.stop() == 0
+    key = config.parent / "volume" / "samples.key"
+    key.unlink()
+    raw = sqlite3.connect(config.parent / "data" / "cema.db")
+    raw.execute(
+        "INSERT INTO samples (group_name, sample_id, codec, state, received_ms, key_name) "
+        "VALUES ('g', x'00', 'png', 'pending', 1, 'lost')"
+    )
+    raw.commit()
+    raw.close()
+    done = cema("serve", "-c", config, "--json")
+    failure = json.loads(done.stderr.splitlines()[-1])
+    assert (done.returncode, failure["code"]) == (StorageError.exit_code, StorageError.code)
+    assert f"expected sample key lost in {key}, which has none" in failure["message"]
+    assert not key.exists()
+
+
+def test_a_damaged_database_ends_the_start_with_what_to_do_and_doctor_sees_it(config: Path) -> None:
+    def database() -> dict[str, Any]:
+        (found,) = [
+            each for each in json.loads(cema("doctor", "-c", config, "--json").stdout) if each["number"] == "D25"
+        ]
+        return dict(found)
+
+    assert database()["text"].startswith("no database yet")
+    with Serve(config, "--json") as served:
+        assert served.stop() == 0
+    assert database()["ok"]
+    file = config.parent / "data" / "cema.db"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    done = cema("serve", "-c", config, "--json")
+    failure = json.loads(done.stderr.splitlines()[-1])
+    assert (done.returncode, failure["code"]) == (DamagedError.exit_code, DamagedError.code)
+    assert "restore cema.db from a backup" in failure["hint"]
+    assert not database()["ok"]
+    assert database()["fix"] == failure["hint"]
+    assert file.read_bytes() == whole[: len(whole) // 2], "nobody has touched it"
+    file.write_bytes(whole)
+    with Serve(config, "--json") as served:
+        assert served.stop() == 0
 
 
 def enrol(config: Path, *options: str | Path) -> Sequence[str | Path]:

@@ -17,6 +17,7 @@ from cema.cloud.keys import signing_key
 from cema.config import ServeConfig, ServerConfig
 from cema.wire import signing
 from cema.wire.messages import MSGPACK_TYPE
+from cema.wire.statement import BundleStatement, open_statement
 
 # who may do what
 
@@ -64,6 +65,16 @@ def test_the_bundle_is_signed_and_only_sent_once(service: Any) -> None:
     assert (again.status, again.data) == (304, b"")
     service.store.put_group("g", "f2", service.blobs.put(b"new"), "on", 2)
     assert service.call("/v1/groups/g/bundle", If_None_Match='"f1"').data == b"new"
+
+
+def test_a_statement_says_whose_bundle_it_is_and_its_place_also_of_bytes_that_come_back(service: Any) -> None:
+    key, row = signing.public_key(signing_key(service.config)), service.store.group("g")
+    blobs = [row.bundle_blob, service.blobs.put(b"new"), row.bundle_blob]
+    for place, blob in enumerate(blobs, row.lineage):
+        service.store.put_group("g", "f1" if blob == row.bundle_blob else "f2", blob, "on", 2)
+        if blob == row.bundle_blob:  # nobody asks for the one in between: nothing kept from before may answer
+            text = service.call("/v1/groups/g/bundle").headers["cema-bundle-statement"]
+            assert open_statement(text, key) == BundleStatement(group="g", sha256=blob, sequence=place)
 
 
 def test_a_version_is_immutable_and_cacheable(service: Any) -> None:

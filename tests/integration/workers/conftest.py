@@ -55,6 +55,7 @@ class Cloud:
         *,
         int8: bool = False,
         method: str = "cema-paper",
+        encrypt: bool = False,
     ) -> None:
         self.now_ms, self.sent = 1_000_000, 0
         model = load_model("worker_models:edge")
@@ -75,16 +76,16 @@ class Cloud:
             for name, edge in edge_models.items()
         }
         self.config = ServeConfig(
-            groups=groups, server=ServerConfig(data_dir=str(data_dir or folder / "data")),
+            groups=groups, server=ServerConfig(data_dir=str(data_dir or folder / "data"), encrypt_samples=encrypt),
             worker=WorkerConfig(publish_min_interval_s=0),
         )  # fmt: skip
         self.store: Store
         self.blobs: BlobStore
-        self.store, self.blobs = open_store(self.config)
+        self.store, self.blobs = open_store(self.config, for_pictures=True)
         register_groups(self.config, self.store, self.blobs, self.now_ms)
 
-    def worker(self, name: str = "w") -> Worker:
-        return Worker(self.config, self.store, self.blobs, name=name, clock_ms=lambda: self.now_ms)
+    def worker(self, name: str = "w", clock_s: Callable[[], float] = lambda: 0.0) -> Worker:
+        return Worker(self.config, self.store, self.blobs, name=name, clock_ms=lambda: self.now_ms, clock_s=clock_s)
 
     def update(self, group: str, version: int) -> Update:
         """A version as a device would open it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sqlite3
 import threading
@@ -17,7 +18,7 @@ import torch
 from cema.cloud.adapt.cema_paper import CemaPaper
 from cema.cloud.keys import signing_key
 from cema.cloud.pool import ModelPool
-from cema.cloud.worker import HOUSEKEEPING_INTERVAL_S
+from cema.cloud.worker import HOUSEKEEPING_INTERVAL_S, SLICE_S
 from cema.edge.session import EdgeSession
 from cema.wire import signing
 from cema.wire.bundle import load_bundle
@@ -73,6 +74,19 @@ def test_a_broken_group_does_not_keep_the_worker_from_the_others(
     assert cloud.store.group("broken").latest_version == 0
     assert cloud.store.group("broken").pending == 32
     assert "was not built from edge_model" in caplog.text
+
+
+def test_a_group_with_a_backlog_makes_room_for_others_and_goes_on_after_them(make_cloud: Callable[..., Any]) -> None:
+    cloud = make_cloud(dict.fromkeys(("busy", "other"), "worker_models:edge"))
+    elapsed_s = itertools.count(step=SLICE_S / 2)  # two looks at the clock, then the slice is over
+    worker = cloud.worker(clock_s=lambda: next(elapsed_s))
+    cloud.upload("busy", 5 * 32)
+    cloud.upload("other", 32)
+    left = []
+    while worker.once():
+        left.append(tuple(cloud.store.group(name).pending for name in ("busy", "other")))
+    assert left == [(128, 32), (128, 0), (96, 0), (64, 0), (32, 0), (0, 0)]
+    assert [cloud.store.group(name).ticks_done for name in ("busy", "other")] == [1, 1]
 
 
 class UntilReleased(threading.Event):

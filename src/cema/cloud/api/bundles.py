@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 from cema.cloud.api.answers import not_modified
 from cema.cloud.api.callers import ContextOf, Device
 from cema.cloud.api.schema import answers
-from cema.wire.messages import BUNDLE_TYPE, FINGERPRINT_HEADER, SIGNATURE_HEADER
+from cema.wire.messages import BUNDLE_TYPE, FINGERPRINT_HEADER, SIGNATURE_HEADER, STATEMENT_HEADER
 
 CHUNK_BYTES = 256 * 1024
 """What one slow device holds in the server's send buffer at a time."""
@@ -34,7 +34,11 @@ def bundle(group: str, request: Request, device: Device, context: ContextOf) -> 
     if not_modified(request, row.fingerprint):
         return Response(status_code=304, headers=headers)
     content = context.bundle(row)
-    headers |= {SIGNATURE_HEADER: content.signature, "Content-Length": str(len(content.data))}
+    headers |= {
+        SIGNATURE_HEADER: content.signature,
+        STATEMENT_HEADER: content.statement,
+        "Content-Length": str(len(content.data)),
+    }
     return StreamingResponse(_chunks(content.data), media_type=BUNDLE_TYPE, headers=headers)
 
 

@@ -21,15 +21,20 @@ from cema.cloud.api.watch import VersionWatch
 from cema.cloud.store.base import BlobStore, GroupRow, Store
 from cema.config import ServeConfig
 from cema.wire import signing
+from cema.wire.statement import BundleStatement, encode_statement
 
 
 @dataclass(frozen=True)
 class SignedContent:
-    """Bytes that devices verify before they parse them. blob: sha256, hex. signature: base64."""
+    """A bundle as devices verify it. signature: over ``data``, base64. statement: as it stands in a header.
 
-    blob: str
+    made_for: the bundle's blob and the group's lineage.
+    """
+
     data: bytes
     signature: str
+    statement: str
+    made_for: tuple[str, int]
 
 
 @dataclass
@@ -60,9 +65,13 @@ class Context:
         """The group's bundle, kept in memory: a fleet that fetches it at once shares one copy."""
         with self._bundle_lock:
             cached = self._bundles.get(group.name)
-            if cached is None or cached.blob != group.bundle_blob:
+            wanted = group.bundle_blob, group.lineage  # the same bytes may come back, as a newer bundle
+            if cached is None or cached.made_for != wanted:
                 data = self.blobs.get(group.bundle_blob)
-                cached = SignedContent(group.bundle_blob, data, signing.sign(data, self.key))
+                stated = BundleStatement(group=group.name, sha256=group.bundle_blob, sequence=group.lineage)
+                cached = SignedContent(
+                    data, signing.sign(data, self.key), encode_statement(stated, self.key), made_for=wanted
+                )
                 self._bundles[group.name] = cached
             return cached
 

@@ -20,6 +20,7 @@ from cema.cloud.api.answers import json_answer
 from cema.cloud.api.callers import ContextOf, Device
 from cema.cloud.api.context import Context, get_context
 from cema.cloud.api.schema import answers, body_of
+from cema.cloud.connection import MIN_BYTES_PER_S
 from cema.cloud.store.base import DeviceRow
 from cema.errors import BodyTimeoutError, EncodingError, ForbiddenError, MessageError, SizeLimitError, WireError, shown
 from cema.wire.body import DEFLATE, inflate
@@ -40,8 +41,6 @@ MAX_COUNT = 1 << 53
 """Largest counter that is believed: exact in JSON, and far from the database's 64 bits."""
 LINGER_S = 1.0
 """How long the rest of a refused body is read and thrown away."""
-MIN_BYTES_PER_S = 500
-"""Slowest upload, beyond the time that is given for silence; a fifth of what the slowest cellular links carry."""
 ROUNDING = 1e-3
 """By how much a probability or an entropy may be out of its range: devices compute in float32, or less."""
 MAX_DROP_REASONS = 32

@@ -18,8 +18,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cema.cloud.store import sql_credentials, sql_deletion, sql_samples, sql_updates, sql_work
 from cema.cloud.store.base import DeviceRow, GroupRow, NewUpdate, StepCommit, StoredSample, UpdateRow, UserRow
+from cema.cloud.store.intact import damaged, is_damage
 from cema.cloud.store.migrate import migrate
-from cema.cloud.store.sql_tables import as_device, as_group, counted_group, find_group, group_rows, groups
+from cema.cloud.store.sealing import NO_KEYS, SampleKeys
+from cema.cloud.store.sql_tables import as_device, as_group, counted_group, find_group, group_rows, groups, new_group
 from cema.errors import NotFoundError, StorageError
 from cema.wire.messages import SampleBatch, UploadReceipt
 
@@ -34,16 +36,16 @@ POOL_CONNECTIONS = 40
 
 
 class SqlStore:
-    """Store on a database that several processes share."""
+    """Store on a database that several processes share. keys: that its pictures are encrypted with."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, keys: SampleKeys = NO_KEYS) -> None:
+        self._engine, self._keys = engine, keys
         self._writer = engine.execution_options(immediate=True)
         # SQLite's own waiting is a lottery of sleeps; threads of one process queue up fairly here instead.
         self._write_lock = threading.Lock()
 
     @classmethod
-    def open(cls, url: str) -> SqlStore:
+    def open(cls, url: str, keys: SampleKeys = NO_KEYS) -> SqlStore:
         """Connect and bring the schema up to date, safe for processes that start at once. Raises StorageError."""
         engine = create_engine(url, pool_size=POOL_CONNECTIONS, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
         event.listen(engine, "connect", _set_pragmas)
@@ -52,8 +54,10 @@ class SqlStore:
             migrate(engine)
         except (SQLAlchemyError, OSError) as error:
             engine.dispose()
+            if isinstance(error, SQLAlchemyError) and is_damage(error.__cause__):
+                raise damaged(engine.url.database, error.__cause__) from error
             raise StorageError(f"cannot open the database {url}: {error}") from error
-        return cls(engine)
+        return cls(engine, keys)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -68,7 +72,7 @@ class SqlStore:
             with self._engine.begin() as connection:
                 yield connection
         except SQLAlchemyError as error:
-            raise _storage_error(error) from error
+            raise self._storage_error(error) from error
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
@@ -76,7 +80,12 @@ class SqlStore:
             with self._write_lock, self._writer.begin() as connection:
                 yield connection
         except SQLAlchemyError as error:
-            raise _storage_error(error) from error
+            raise self._storage_error(error) from error
+
+    def _storage_error(self, error: SQLAlchemyError) -> StorageError:
+        if is_damage(error.__cause__):
+            return damaged(self._engine.url.database, error.__cause__)
+        return StorageError(f"the database failed: {error}", hint="check free space and permissions of data_dir")
 
     def _cut_log(self) -> None:
         """What was deleted is in the write-ahead log as well, until that is written back and cut."""
@@ -99,12 +108,12 @@ class SqlStore:
             try:
                 old = find_group(connection, name)
             except NotFoundError:
-                connection.execute(insert(groups).values(_new_group(name, fingerprint, bundle_blob, adaptation)))
+                connection.execute(insert(groups).values(new_group(name, fingerprint, bundle_blob, adaptation)))
                 return counted_group(connection, name)
             changes: dict[str, object] = {"adaptation": adaptation}
             if old["fingerprint"] != fingerprint:
                 sql_work.end_lineage(connection, old)
-                fresh = _new_group(name, fingerprint, bundle_blob, adaptation)
+                fresh = new_group(name, fingerprint, bundle_blob, adaptation)
                 kept = {"latest_version", "served", "revision", "paused_ms"}
                 changes = {key: value for key, value in fresh.items() if key not in kept}
                 changes["lineage"] = old["lineage"] + 1
@@ -190,15 +199,20 @@ class SqlStore:
 
     def add_samples(self, group: str, batch: SampleBatch, now_ms: int) -> UploadReceipt:
         with self._write() as connection:
-            return sql_samples.add(connection, group, batch, now_ms)
+            return sql_samples.add(connection, group, batch, now_ms, self._keys)
 
     def pending(self, group: str, limit: int) -> list[StoredSample]:
         with self._read() as connection:
-            return sql_samples.pending(connection, group, limit)
+            return sql_samples.pending(connection, group, limit, self._keys)
 
     def replay(self, group: str, after_row: int = 0) -> list[StoredSample]:
         with self._read() as connection:
-            return sql_samples.replay(connection, group, after_row)
+            return sql_samples.replay(connection, group, after_row, self._keys)
+
+    def sealed_with(self) -> set[str]:
+        """Names of the keys that the pictures are encrypted with."""
+        with self._read() as connection:
+            return sql_samples.sealed_with(connection)
 
     def delete_samples(self, device_id: str, group: str | None = None) -> dict[str, int]:
         with self._write() as connection:
@@ -262,28 +276,6 @@ class SqlStore:
             return sql_updates.forget(connection, now_ms - id_memory_ms, keep_versions)
 
 
-def _new_group(name: str, fingerprint: str, bundle_blob: str, adaptation: str) -> dict[str, object]:
-    return {
-        "name": name,
-        "fingerprint": fingerprint,
-        "lineage": 1,
-        "bundle_blob": bundle_blob,
-        "latest_version": 0,
-        "samples_seen": 0,
-        "ticks_done": 0,
-        "ticks_dropped": 0,
-        "checkpoint": None,
-        "dirty": False,
-        "last_published_ms": 0,
-        "adaptation": adaptation,
-        "worker": None,
-        "lease_until_ms": 0,
-        "served": 0,
-        "revision": 0,
-        "paused_ms": None,
-    }
-
-
 def _set_pragmas(connection: DBAPIConnection, _record: object) -> None:
     connection.isolation_level = None  # the driver opens no transactions of its own: _begin does
     for pragma in ("synchronous=FULL", f"busy_timeout={BUSY_TIMEOUT_MS}", "foreign_keys=ON"):
@@ -294,7 +286,3 @@ def _begin(connection: Connection) -> None:
     # A writer that began as a reader could not wait for the lock, it would fail: so it says at once that it writes.
     immediate = connection.get_execution_options().get("immediate", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
-
-
-def _storage_error(error: SQLAlchemyError) -> StorageError:
-    return StorageError(f"the database failed: {error}", hint="check free space and permissions of data_dir")

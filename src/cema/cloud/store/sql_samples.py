@@ -6,18 +6,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Select, insert, select, update
 
 from cema.cloud.store.base import StoredSample
 from cema.cloud.store.checks import base_mismatches
+from cema.cloud.store.sealing import SampleKeys
 from cema.cloud.store.sql_tables import PENDING, REPLAY, boots, devices, find_group, groups, payloads, samples
 from cema.wire.messages import Sample, SampleBatch, UploadReceipt
 
 
-def add(connection: Connection, group: str, batch: SampleBatch, now_ms: int) -> UploadReceipt:
-    """Store what is new, count the rest. Raises NotFoundError for an unknown group."""
+def add(connection: Connection, group: str, batch: SampleBatch, now_ms: int, keys: SampleKeys) -> UploadReceipt:
+    """Store what is new, count the rest. Raises NotFoundError for an unknown group, StorageError without a key."""
     row = find_group(connection, group)
     growth = _account_for_boot(connection, batch, now_ms)
     fits = batch.fingerprint == row["fingerprint"]
@@ -25,7 +27,7 @@ def add(connection: Connection, group: str, batch: SampleBatch, now_ms: int) -> 
         seen = groups.c.samples_seen + growth
         connection.execute(update(groups).where(groups.c.name == group).values(samples_seen=seen))
     fresh = _unknown(connection, group, batch.samples) if fits else []
-    _insert(connection, group, batch.device_id, fresh, now_ms)
+    _insert(connection, group, batch.device_id, fresh, now_ms, keys)
     return UploadReceipt(
         accepted=len(fresh),
         duplicates=len(batch.samples) - len(fresh) if fits else 0,
@@ -35,14 +37,14 @@ def add(connection: Connection, group: str, batch: SampleBatch, now_ms: int) -> 
     )
 
 
-def pending(connection: Connection, group: str, limit: int) -> list[StoredSample]:
+def pending(connection: Connection, group: str, limit: int, keys: SampleKeys) -> list[StoredSample]:
     find_group(connection, group)
-    return _stored(connection, _queue(group, PENDING).limit(limit))
+    return _stored(connection, _queue(group, PENDING).limit(limit), group, keys)
 
 
-def replay(connection: Connection, group: str, after_row: int) -> list[StoredSample]:
+def replay(connection: Connection, group: str, after_row: int, keys: SampleKeys) -> list[StoredSample]:
     find_group(connection, group)
-    return _stored(connection, _queue(group, REPLAY).where(samples.c.row_id > after_row))
+    return _stored(connection, _queue(group, REPLAY).where(samples.c.row_id > after_row), group, keys)
 
 
 def _account_for_boot(connection: Connection, batch: SampleBatch, now_ms: int) -> int:
@@ -62,6 +64,12 @@ def _account_for_boot(connection: Connection, batch: SampleBatch, now_ms: int) -
     return max(0, growth)
 
 
+def sealed_with(connection: Connection) -> set[str]:
+    """Names of the keys of all pictures that are there."""
+    live = samples.c.state.in_((PENDING, REPLAY)), samples.c.key_name.is_not(None)
+    return set(connection.execute(select(samples.c.key_name).where(*live).distinct()).scalars())
+
+
 def _unknown(connection: Connection, group: str, batch: Sequence[Sample]) -> list[Sample]:
     by_id = {sample.sample_id: sample for sample in reversed(batch)}  # the first of a repeated id counts
     known = set(
@@ -72,9 +80,12 @@ def _unknown(connection: Connection, group: str, batch: Sequence[Sample]) -> lis
     return [sample for sample in batch if sample.sample_id not in known and by_id[sample.sample_id] is sample]
 
 
-def _insert(connection: Connection, group: str, device_id: str, fresh: Sequence[Sample], now_ms: int) -> None:
+def _insert(
+    connection: Connection, group: str, device_id: str, fresh: Sequence[Sample], now_ms: int, keys: SampleKeys
+) -> None:
     if not fresh:
         return
+    sealed = [keys.seal(each.image, group, each.sample_id) for each in fresh]
     rows: list[dict[str, Any]] = [
         {
             "group_name": group,
@@ -84,13 +95,12 @@ def _insert(connection: Connection, group: str, device_id: str, fresh: Sequence[
             "received_ms": now_ms,
             "device_id": device_id,
             "domain": sample.known_domain,
+            "key_name": key_name,
         }
-        for sample in fresh
+        for sample, (key_name, _) in zip(fresh, sealed, strict=True)
     ]
     row_ids = connection.execute(insert(samples).returning(samples.c.row_id, sort_by_parameter_order=True), rows)
-    images = [
-        {"row_id": row_id, "image": sample.image} for row_id, sample in zip(row_ids.scalars(), fresh, strict=True)
-    ]
+    images = [{"row_id": row_id, "image": image} for row_id, (_, image) in zip(row_ids.scalars(), sealed, strict=True)]
     connection.execute(insert(payloads), images)
 
 
@@ -103,6 +113,7 @@ def _queue(group: str, state: str) -> Select[Any]:
             payloads.c.image,
             samples.c.device_id,
             samples.c.domain,
+            samples.c.key_name,
         )
         .join(payloads, payloads.c.row_id == samples.c.row_id)
         .where(samples.c.group_name == group, samples.c.state == state)
@@ -110,5 +121,6 @@ def _queue(group: str, state: str) -> Select[Any]:
     )
 
 
-def _stored(connection: Connection, query: Select[Any]) -> list[StoredSample]:
-    return [StoredSample(*row) for row in connection.execute(query)]
+def _stored(connection: Connection, query: Select[Any], group: str, keys: SampleKeys) -> list[StoredSample]:
+    found = [(StoredSample(*fields), key_name) for *fields, key_name in connection.execute(query)]
+    return [replace(each, image=keys.open(name, each.image, group, each.sample_id)) for each, name in found]

@@ -108,6 +108,7 @@ samples = Table(
     Column("received_ms", BigInteger, nullable=False),
     Column("device_id", String, nullable=False, server_default=""),  # empty for samples of before
     Column("domain", BigInteger, nullable=False, server_default="0"),
+    Column("key_name", String),  # of the key that its payload is encrypted with; None: it is not
     UniqueConstraint("group_name", "sample_id", name="uq_samples_group_sample"),
     Index("ix_samples_queue", "group_name", "state", "row_id"),
     Index("ix_samples_version", "group_name", "version"),
@@ -152,6 +153,29 @@ _pending_count = (
 )
 _bare_rows = select(groups)
 group_rows = select(groups, _pending_count)
+
+
+def new_group(name: str, fingerprint: str, bundle_blob: str, adaptation: str) -> dict[str, object]:
+    """The row of a group before it has seen anything."""
+    return {
+        "name": name,
+        "fingerprint": fingerprint,
+        "lineage": 1,
+        "bundle_blob": bundle_blob,
+        "latest_version": 0,
+        "samples_seen": 0,
+        "ticks_done": 0,
+        "ticks_dropped": 0,
+        "checkpoint": None,
+        "dirty": False,
+        "last_published_ms": 0,
+        "adaptation": adaptation,
+        "worker": None,
+        "lease_until_ms": 0,
+        "served": 0,
+        "revision": 0,
+        "paused_ms": None,
+    }
 
 
 def as_group(row: RowMapping) -> GroupRow:
