@@ -20,7 +20,7 @@ from load.criteria import (
     return_s,
     under_load,
 )
-from load.evidence import REFUSED, Evidence, percentile
+from load.evidence import REFUSED, Evidence, Span, percentile
 from load.fleet import Cloud, Driver, acknowledged_file, drivers
 from load.plan import BATCH, KILL_AFTER, Order, Plan
 
@@ -127,9 +127,8 @@ def figures(evidence: Evidence) -> dict[str, Any]:
         "retry_after_s_p50_max": _rounded([percentile([each.asked_s for each in sent if each.asked_s], q)
                                            for q in (50, 100)]),
         "upload_ms_p50_p99": {
-            "sustainable": _ms([each.taken_s for each in evidence.uploads(evidence.sustained)]),
-            "overload": _ms([each.taken_s for span in spans for each in evidence.uploads(span)]),
-            "calm": _ms([each.taken_s for each in evidence.uploads(evidence.calm)]),
+            name: _ms([each.taken_s for span in parts for each in evidence.uploads(span)])
+            for name, parts in _parts(evidence)
         },
         "answered_under_overload_ms_p50_p99": {
             "status": _ms(late(evidence, "status")),
@@ -137,10 +136,7 @@ def figures(evidence: Evidence) -> dict[str, Any]:
             **{page: _ms([each.taken_s for each in under_load(evidence) if each.page == page])
                for page in ("healthz", "readyz", "metrics")},
         },
-        "share_of_a_core": {
-            name: round(evidence.share(parts), 2)
-            for name, parts in (("sustainable", [evidence.sustained]), ("overload", spans), ("calm", [evidence.calm]))
-        },
+        "share_of_a_core": {name: round(evidence.share(parts), 2) for name, parts in _parts(evidence)},
         "away_s": round(evidence.away[1] - evidence.away[0], 1),
         "connections_tried_per_s_after_restart": attempts_per_second(evidence)[:30],
         "largest_share_of_the_fleet_in_one_second": round(herd_share(evidence), 3),
@@ -152,6 +148,10 @@ def figures(evidence: Evidence) -> dict[str, Any]:
         **_books(evidence),
         "longest_gap_s": round(max((gap_s for _, gap_s in evidence.gaps), default=0.0), 2),
     }  # fmt: skip
+
+
+def _parts(evidence: Evidence) -> list[tuple[str, list[Span]]]:
+    return [("sustainable", [evidence.sustained]), ("overload", evidence.under_load), ("calm", [evidence.calm])]
 
 
 def _books(evidence: Evidence) -> dict[str, Any]:

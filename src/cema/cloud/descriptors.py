@@ -8,6 +8,7 @@ leave some over.
 from __future__ import annotations
 
 import resource
+from contextlib import suppress
 
 RESERVED = 256
 """Descriptors that connections of devices leave to the store, the workers' pipes and the operators' listener."""
@@ -23,7 +24,8 @@ def hard_limit() -> int:
 def raise_limit() -> None:
     """The soft limit of this process becomes the hard one."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with suppress(ValueError, OSError):  # macOS says "unlimited" and means some thousands
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def max_connections() -> int:

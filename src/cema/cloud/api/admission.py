@@ -46,7 +46,7 @@ class Upload:
 class Admission:
     """Bounds of ``server``. clock: seconds, monotonic. on_refusal: told why, each time.
 
-    held_bytes: of all bodies in memory. queued: uploads whose body is complete and that wait for the store or are in it.
+    held_bytes: of all bodies in memory. queued: uploads whose body is complete, waiting for the store or in it.
     """
 
     def __init__(
