@@ -12,6 +12,7 @@ from torch import nn
 
 from cema.cloud.adapt import create_adapter
 from cema.cloud.adapt.base import Adapter, Metrics
+from cema.cloud.adapt.cema import Cema
 from cema.cloud.controller import Condition, Controller, Publishing
 from cema.cloud.sharing import SharedAdapter
 from cema.cloud.store.memory import MemoryBlobs, MemoryStore
@@ -152,7 +153,7 @@ def test_a_steps_uploads_and_replay_are_of_one_device_in_one_world(cloud: Cloud)
     worlds = [("a", 7, 1), ("b", 7, 2), ("a", 8, 3), ("b", 9, 4)]
     for first, second in ((0, 1), (2, 1), (2, 3), (2, 3)):
         interleave(cloud, 4, 6, [worlds[first], worlds[second]])
-        while cloud.pending:
+        while len(cloud.pending) >= Cema.schedule.least_uploads:
             cloud.tick(controller)
             cloud.show("a", 7, 1, uploads=0)
     seen = {uploads[0]: replayed for uploads, replayed in recorder.steps}
@@ -169,16 +170,27 @@ def test_samples_of_other_devices_wait_for_the_next_step(cloud: Cloud) -> None:
     assert cloud.tick(controller) == 1
     assert recorder.steps == [([1] * 8, [])]
     assert cloud.pending == [("b", 5)] * 8
-    cloud.show("a", 7, 1, uploads=3)
+    cloud.show("a", 7, 1, uploads=9)
     assert cloud.tick(controller) == 1
     assert recorder.steps[1:] == [([2] * 8, [])]
-    assert cloud.pending == [("a", 7)] * 3
+    assert cloud.pending == [("a", 7)] * 9
     cloud.show("a", 7, 1, uploads=0)
     assert cloud.tick(controller) == 1
-    assert recorder.steps[2:] == [([1] * 3, [1] * 8)]
+    assert recorder.steps[2:] == [([1] * 9, [1] * 8)]
 
 
-@pytest.mark.parametrize("count", [1, 15])
+def test_a_trickle_is_gathered_before_it_is_learned_from(cloud: Cloud) -> None:
+    controller, recorder = cloud.controller()
+    waiting = []
+    for _ in range(8):
+        cloud.show("a", 7, 1, uploads=3)
+        cloud.tick(controller)
+        waiting.append(len(cloud.pending))
+    assert waiting == [3, 6, 0, 3, 6, 0, 3, 6]
+    assert [len(uploads) for uploads, _ in recorder.steps] == [9, 9]
+
+
+@pytest.mark.parametrize("count", [8, 15])
 def test_a_tick_with_a_few_uploads_makes_a_step_and_learns_once_there_is_replay(cloud: Cloud, count: int) -> None:
     controller, recorder = cloud.controller()
     cloud.show("a", 7, 1, uploads=count)
@@ -187,7 +199,7 @@ def test_a_tick_with_a_few_uploads_makes_a_step_and_learns_once_there_is_replay(
     row = cloud.store.group(GROUP)
     assert (row.pending, row.latest_version, row.ticks_done) == (0, 0, 1)
     assert len(cloud.store.replay(GROUP)) == count
-    cloud.show("a", 7, 1, uploads=16 - count)
+    cloud.show("a", 7, 1, uploads=8)
     assert cloud.tick(controller) == 1
     assert recorder.learned == [False, True]
     assert cloud.store.group(GROUP).latest_version == 1
@@ -271,9 +283,9 @@ def test_after_a_restart_replay_and_worlds_are_known_again(cloud: Cloud) -> None
     again, recorder = cloud.controller()
     assert again.replay.keys() == controller.replay.keys()
     assert again.replay.count(Condition("b", 5)) == 16
-    cloud.show("b", 5, 2, uploads=4)
+    cloud.show("b", 5, 2, uploads=8)
     cloud.tick(again)
-    assert (recorder.forgotten, recorder.steps) == ([], [([2] * 4, [2] * 16)])
+    assert (recorder.forgotten, recorder.steps) == ([], [([2] * 8, [2] * 16)])
     cloud.show("b", 6, 3, uploads=16)
     cloud.tick(again)
     assert recorder.forgotten == [0.5]

@@ -58,7 +58,7 @@ class Cema:
     """The adapter of our method; see ``cema.cloud.adapt.base.Adapter``."""
 
     name: ClassVar[str] = "cema"
-    schedule = Schedule(step_uploads=16, least_uploads=1, replay_draw=48, replay_min=1, replay_only=0)
+    schedule = Schedule(step_uploads=16, least_uploads=8, replay_draw=48, replay_min=1, replay_only=0)
     stats_owner: StatsOwner = "edge"
 
     def __init__(self, edge: nn.Module, foundation: nn.Module | None, options: Options) -> None:
