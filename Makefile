@@ -7,7 +7,7 @@ CEMA_DATA ?= $(abspath $(wildcard ../shared/data))
 export CEMA_DATA
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo test check audit ci chaos docs fuzz format clean
+.PHONY: help setup demo test check audit ci chaos load docs fuzz format clean
 
 help: ## this text
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,10 @@ CHAOS_S ?= $(CHAOS_SECONDS)
 CHAOS_SEED ?= 0
 chaos: setup ## faults on a real cloud and real devices (CHAOS_S=600 CHAOS_SEED=0): five promises, proven
 	PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m chaos --seconds $(CHAOS_S) --seed $(CHAOS_SEED) $(if $(CHAOS_JSON),--json $(CHAOS_JSON))
+
+LOAD_S ?= 600
+load: setup ## twice what the cloud can take, for LOAD_S=600 seconds (LOAD_JSON=file): sheds, recovers, loses nothing
+	PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m load --seconds $(LOAD_S) $(if $(LOAD_JSON),--json $(LOAD_JSON))
 
 docs: setup ## regenerate the pages made from code
 	$(BIN)/python scripts/generate_docs.py

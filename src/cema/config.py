@@ -142,12 +142,18 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     behind_tls_proxy: bool = False  # true = plain http beyond this machine: only where a proxy in front speaks TLS
     max_body_bytes: Bytes = 16 * 1024 * 1024  # of an upload, also once inflated; 16 photographs of 1 MB
     max_batch_samples: Count = 256  # samples per upload
+    max_queued_uploads: Count = 32  # of all devices, complete and waiting for the store; told to come back beyond
+    max_queued_bytes: Bytes = 256 * 1024 * 1024  # of all bodies in memory; at least max_body_bytes
     receive_timeout_s: Annotated[float, Meta(gt=0, le=3600)] = 30.0  # for a request's head, and silence in its body
     max_poll_wait_s: Seconds = 55.0  # below the 60 s at which proxies cut idle requests
     poll_interval_s: Annotated[float, Meta(gt=0, le=10)] = 0.1  # how often one shared task looks for new versions
     drain_s: Seconds = 10.0  # SIGTERM: time for running requests and the running step
     device_requests_per_s: Rate = 100.0  # of one device, in the long run; it is told to wait beyond; 0 = unlimited
     device_upload_bytes_per_s: Rate = 16 * 1024 * 1024  # of one device, likewise, as inflated; 0 = unlimited
+
+    def __post_init__(self) -> None:
+        if self.max_queued_bytes < self.max_body_bytes:
+            raise ValueError(f"expected max_queued_bytes >= {self.max_body_bytes}, got {self.max_queued_bytes}")
 
 
 class AdminConfig(Section, frozen=True, kw_only=True):
@@ -217,10 +223,8 @@ def load_serve(path: str | os.PathLike[str]) -> ServeConfig:
     config, base = _load(path, ServeConfig), Path(path)
     files = ("data_dir", "sample_key_file", "tls_certificate", "tls_key", "tls_ca", "tls_client_ca")
     server = _anchored(config.server, base, files)
-    groups = {
-        name: _anchored(group, base, ("bundle", "edge_weights", "foundation_weights"))
-        for name, group in config.groups.items()
-    }
+    models = ("bundle", "edge_weights", "foundation_weights")
+    groups = {name: _anchored(group, base, models) for name, group in config.groups.items()}
     return msgspec.structs.replace(config, server=server, groups=groups)
 
 
@@ -254,12 +258,10 @@ def _checked_token(token: str, source: str) -> str:
 
 def device_token(config: DeviceConfig) -> str:
     """As ``configured_token``; to have none is a ConfigError, too."""
-    token = configured_token(config)
-    if token:
+    if token := configured_token(config):
         return token
-    raise ConfigError(
-        "this device has no token", hint="run 'cema device enrol' in the cloud, or set CEMA_TOKEN or token_file"
-    )
+    hint = "run 'cema device enrol' in the cloud, or set CEMA_TOKEN or token_file"
+    raise ConfigError("this device has no token", hint=hint)
 
 
 def _load(path: str | os.PathLike[str], kind: type[S]) -> S:
@@ -272,9 +274,8 @@ def _read(path: str | os.PathLike[str], content: str) -> str:
             data = file.read(MAX_FILE_BYTES + 1)
         text = data.decode("utf-8")
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that cannot be
-        raise ConfigError(
-            f"expected a readable {content} file at {str(path)!r}: {error}", hint="a text file in UTF-8"
-        ) from error
+        message = f"expected a readable {content} file at {str(path)!r}: {error}"
+        raise ConfigError(message, hint="a text file in UTF-8") from error
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError(f"expected a {content} file of at most {MAX_FILE_BYTES} bytes at {path}, got more")
     return text
@@ -287,9 +288,8 @@ def parse(text: str, kind: type[S], *, source: str = "<text>") -> S:
     try:
         return msgspec.convert(tomllib.loads(text), type=kind)
     except msgspec.ValidationError as error:
-        raise ConfigError(
-            f"{source}: {error}", hint="docs/configuration.md lists every key with unit and range"
-        ) from error
+        hint = "docs/configuration.md lists every key with unit and range"
+        raise ConfigError(f"{source}: {error}", hint=hint) from error
     except (ValueError, RecursionError) as error:  # more than TOMLDecodeError: numbers of thousands of digits
         raise ConfigError(f"{source} is not TOML: {error}", hint="https://toml.io says how it is written") from error
 

@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import create_engine, event, inspect
 
 from cema.cloud.store import open_store
 from cema.cloud.store.sql import SqlStore
 from cema.cloud.store.sql_tables import metadata
 from cema.config import ServeConfig, ServerConfig
 from cema.errors import StorageError
+from cema.wire.messages import SampleBatch
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CLAIM = """
@@ -32,6 +33,18 @@ print("won" if row else "lost", flush=True)
 
 def url(folder: Path) -> str:
     return f"sqlite:///{folder / 'cema.db'}"
+
+
+def test_what_an_upload_costs_does_not_depend_on_the_backlog(tmp_path: Path) -> None:
+    store, statements = SqlStore.open(url(tmp_path)), list[str]()
+    store.put_group("g", "f1", "bundle1", "on", 1)
+    event.listen(store._engine, "before_cursor_execute", lambda *call: statements.append(call[2]))
+    batch = SampleBatch(device_id="cam", boot_id=b"b" * 16, fingerprint="f1", samples_seen=1, samples=[])
+    store.add_samples("g", batch, 1)
+    written = [statement.lower() for statement in statements]
+    assert any(statement.startswith("insert into boots") for statement in written)
+    assert not [statement for statement in written if "count(" in statement]
+    store.close()
 
 
 def test_migrations_make_exactly_the_tables_of_the_code(tmp_path: Path) -> None:

@@ -38,11 +38,11 @@ def samples(count: int, *, at_ms: int = 1_000_000) -> list[Sample]:
 class Rig:
     """A sender with its parts; ``steps`` runs it in this thread."""
 
-    def __init__(self, cloud: Any, folder: Path, **changes: Any) -> None:
+    def __init__(self, cloud: Any, folder: Path, *, outbox: OutboxConfig = OutboxConfig(), **changes: Any) -> None:  # noqa: B008
         quick = UplinkConfig(max_latency_s=0.0, heartbeat_s=0.0, backoff_min_s=0.01, backoff_max_s=0.02)
         self.config = msgspec.structs.replace(quick, **changes)
         self.counters = EdgeCounters()
-        self.outbox = Outbox(folder / "outbox.db", OutboxConfig(), "f")
+        self.outbox = Outbox(folder / "outbox.db", outbox, "f")
         self.client = CloudClient(cloud.url, "g", "secret", config=self.config, counters=self.counters)
         self.enabled = True
         self.clock_s, self.tick_s = SERVER_S, 0.0
@@ -91,6 +91,19 @@ def test_what_expired_by_the_servers_clock_is_not_sent(scripted_cloud: Any, make
     rig.steps(2)
     assert scripted_cloud.samples == []
     assert rig.sender.dropped() == {"expired": 2}
+
+
+def test_what_a_full_outbox_drops_while_it_is_under_way_is_acknowledged_and_not_lost(
+    scripted_cloud: Any, make_rig: Any
+) -> None:
+    rig = make_rig(outbox=OutboxConfig(max_samples=4), batch_samples=2)
+    rig.steps(1)
+    rig.outbox.add(samples(4))
+    scripted_cloud.judge = lambda batch: rig.outbox.add(samples(7)[4:]) if len(batch.samples) == 2 else None
+    rig.steps(1)
+    assert [sample.seq for sample in scripted_cloud.samples] == [0, 1]
+    assert (rig.counters.uploaded, len(rig.outbox)) == (2, 4)
+    assert rig.sender.dropped() == {"overflow": 1}, "the third: two others had arrived"
 
 
 def test_a_failed_upload_is_sent_again_with_the_same_ids(

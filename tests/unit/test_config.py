@@ -31,6 +31,14 @@ def test_three_lines_make_a_device() -> None:
     assert config.outbox.max_samples == 20_000
 
 
+def test_memory_for_all_uploads_is_enough_for_one() -> None:
+    with pytest.raises(ConfigError, match=r"cema.toml: expected max_queued_bytes >= 2000, got 1999 - at `\$.server`"):
+        parse("[server]\nmax_body_bytes = 2000\nmax_queued_bytes = 1999", ServeConfig, source="cema.toml")
+    assert (
+        parse("[server]\nmax_body_bytes = 2000\nmax_queued_bytes = 2000", ServeConfig).server.max_queued_bytes == 2000
+    )
+
+
 def test_values_of_tables_are_taken_over() -> None:
     config = parse(
         DEVICE + '[selection]\ne_max = 0.3\n[runtime]\nproviders = ["A", "B"]\nadaptation = "off"', DeviceConfig

@@ -26,6 +26,8 @@ MIN_CERTIFICATE_DAYS = 30
 """A server certificate that ends sooner is a finding: when it has, the whole fleet is cut off."""
 MIN_FREE_BYTES = 512 * 1024 * 1024
 """Below this a device's outbox (256 MiB by default) or a cloud's database soon meets a full disk."""
+MIN_DEVICES = 1000
+"""A cloud that cannot hold the connections of so many is a finding."""
 CLOUD_PACKAGES = (
     "torch",
     "onnx",
@@ -83,6 +85,7 @@ def _checks(device: Path | None, serve: Path | None) -> Iterator[Check]:
         yield "D21", lambda: _serve(serve)
         yield "D22", lambda: _bundles(serve)
         yield "D23", lambda: _certificate(serve)
+        yield "D24", _open_files
         yield "D25", lambda: _database(serve)
 
 
@@ -206,6 +209,18 @@ def _certificate(path: Path) -> str:
             f"the certificate {server.tls_certificate} ends {until:%Y-%m-%d}", hint="'cema tls renew', then restart"
         )
     return f"TLS: the certificate is valid until {until:%Y-%m-%d}"
+
+
+def _open_files() -> str:
+    from cema.cloud.descriptors import devices_within, hard_limit
+
+    limit = hard_limit()
+    if devices_within(limit) < MIN_DEVICES:
+        raise ConfigError(
+            f"expected open files (hard limit) for {MIN_DEVICES} devices, got {limit}: {devices_within(limit)} devices",
+            hint="LimitNOFILE= of the systemd unit, --ulimit nofile= of the container, or ulimit -Hn",
+        )
+    return f"open files: hard limit {limit}, enough for {devices_within(limit)} devices"
 
 
 def _database(path: Path) -> str:

@@ -16,6 +16,7 @@ import click
 
 from cema.cli.output import emit_json, json_option
 from cema.cloud.app import AdminServer, WebServer, create_admin_app, create_app, listen, listen_admin, url_of
+from cema.cloud.descriptors import raise_limit
 from cema.cloud.parent import exit_with_parent
 from cema.cloud.registry import register_groups
 from cema.cloud.store import open_store
@@ -32,6 +33,7 @@ def serve(path: Path, as_json: bool) -> None:
     """Run the cloud: the web service and its adaptation workers."""
     configure_logging()
     exit_with_parent()
+    raise_limit()
     _run(load_serve(path), str(path.resolve()), as_json)
 
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Literal
 
 import uvicorn
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, FastAPI
 
 from cema import __version__
 from cema.cloud.api import admin, bundles, enrolment, groups, health, samples, updates
+from cema.cloud.api.admission import Admission
 from cema.cloud.api.allowance import Allowance
 from cema.cloud.api.answers import install_error_handlers
 from cema.cloud.api.context import Context
@@ -28,6 +30,7 @@ from cema.cloud.api.newest import NewestUpdates
 from cema.cloud.api.schema import install_schema
 from cema.cloud.api.watch import VersionWatch
 from cema.cloud.connection import MAX_HEAD_BYTES, PatientProtocol
+from cema.cloud.descriptors import max_connections
 from cema.cloud.keys import signing_key
 from cema.cloud.store.base import BlobStore, Store
 from cema.cloud.store.rows import now_ms
@@ -41,6 +44,11 @@ BACKLOG = 2048
 """Connections that wait to be accepted: a whole fleet after a power cut."""
 STORE_THREADS = 8
 """Threads for store work. SQLite has one writer, and more threads only take the interpreter from the event loop."""
+UPLOAD_THREADS = 2
+"""Threads for uploads, beside them: one prepares the next while the other waits for the disk."""
+SWITCH_INTERVAL_S = 0.001
+"""How long a thread may keep the interpreter from the event loop, through which every answer goes several times; with
+Python's own 5 ms, all threads being busy, that adds up."""
 
 _DEVICES = (groups.router, samples.router, updates.router, bundles.router, enrolment.router)
 _ADMIN = (admin.router, health.metrics_router)
@@ -52,11 +60,16 @@ def create_app(config: ServeConfig, store: Store, blobs: BlobStore, *, clock_ms:
     The store is open. Raises StorageError when there is no signing key to be had.
     """
     watch = VersionWatch(store.latest_versions, config.server.poll_interval_s)
+    metrics = Metrics(store, lambda: watch.waiting)
+    admission = Admission(config.server, on_refusal=lambda reason: metrics.refused_uploads.labels(reason).inc())
+    metrics.uploads_in_flight.set_function(lambda: admission.in_flight)
+    metrics.held_bytes.set_function(lambda: admission.held_bytes)
     context = Context(
         config, store, blobs, clock_ms, signing_key(config), watch, NewestUpdates(store, blobs),
-        Differences(store, blobs), Metrics(store, lambda: watch.waiting),
+        Differences(store, blobs), metrics,
         Allowance(config.server.device_requests_per_s, "server.device_requests_per_s"),
         Allowance(config.server.device_upload_bytes_per_s, "server.device_upload_bytes_per_s"),
+        admission, CapacityLimiter(UPLOAD_THREADS),
     )  # fmt: skip
     shared = _ADMIN if config.admin.listener == "shared" else ()
     app = FastAPI(title="cema", version=__version__, summary="Samples in, updates out.", lifespan=_lifespan,
@@ -82,6 +95,7 @@ def _with_routes(app: FastAPI, context: Context, routers: Sequence[APIRouter]) -
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     to_thread.current_default_thread_limiter().total_tokens = STORE_THREADS
     watch: VersionWatch = app.state.context.watch
     task = asyncio.create_task(watch.run())
@@ -167,7 +181,7 @@ def _uvicorn_config(
         access_log=False,
         server_header=False,
         ws="none",
-        http=PatientProtocol.within(server.receive_timeout_s),
+        http=PatientProtocol.within(server.receive_timeout_s, max_connections()),
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
     )
 

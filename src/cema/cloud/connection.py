@@ -28,19 +28,25 @@ _PIECE_BYTES = 4 * 1024
 
 class PatientProtocol(H11Protocol):
     """HTTP/1.1 with deadlines. receive_timeout_s: for a head, for the rest of a body after its answer, and for a client
-    that takes no byte of an answer."""
+    that takes no byte of an answer.
+
+    max_connections: of one listener; those beyond are closed before they have said anything.
+    """
 
     receive_timeout_s: ClassVar[float] = 30.0
+    max_connections: ClassVar[int] = 1 << 30
     _deadline: asyncio.TimerHandle | None = None
     _reading: asyncio.TimerHandle | None = None
 
     @classmethod
-    def within(cls, timeout_s: float) -> type[Self]:
-        """The protocol with that deadline."""
-        return type(cls.__name__, (cls,), {"receive_timeout_s": timeout_s})
+    def within(cls, timeout_s: float, max_connections: int) -> type[Self]:
+        """The protocol with that deadline and bound."""
+        return type(cls.__name__, (cls,), {"receive_timeout_s": timeout_s, "max_connections": max_connections})
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
+        if len(self.connections) > self.max_connections:
+            transport.abort()
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:

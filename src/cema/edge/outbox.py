@@ -120,9 +120,9 @@ class Outbox:
 
         return self._run(read)
 
-    def acknowledge(self, ids: Sequence[bytes]) -> None:
-        """The cloud has them: delete. Unknown ids are ignored."""
-        self._run(lambda database: _delete(database, ids))
+    def acknowledge(self, ids: Sequence[bytes]) -> int:
+        """The cloud has them: delete. Returns how many were still there; unknown ids are ignored."""
+        return self._run(lambda database: _delete(database, ids))
 
     def discard(self, ids: Sequence[bytes], reason: str) -> None:
         """Nobody will ever take them: delete and count."""

@@ -28,7 +28,7 @@ class Answering:
     def __init__(self) -> None:
         self.ended = threading.Event()
         self.listener = socket.create_server(("127.0.0.1", 0))
-        protocol = PatientProtocol.within(0.1)
+        protocol = PatientProtocol.within(0.1, max_connections=10)
         config = uvicorn.Config(self.app, http=protocol, log_config=None, lifespan="off", interface="asgi3")
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]})

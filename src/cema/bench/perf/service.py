@@ -26,8 +26,10 @@ _CEMA = [sys.executable, "-m", "cema"]
 
 @dataclass
 class Service:
-    """The web process of one group, without workers; a context manager that leaves nothing behind. cpu: the core it may
-    use, None = all."""
+    """The web process of one group, without workers; a context manager that leaves nothing behind.
+
+    cpu: the core it may use, None = all. Killed (``process.kill()``), it may be started again, on the same port.
+    """
 
     bundle: Bundle
     edge_model: str
@@ -35,6 +37,7 @@ class Service:
     _folder: tempfile.TemporaryDirectory[str] = field(
         default_factory=lambda: tempfile.TemporaryDirectory(prefix="cema-perf-", ignore_cleanup_errors=True)
     )
+    _port: int = 0
 
     @property
     def folder(self) -> Path:
@@ -42,10 +45,15 @@ class Service:
 
     def __enter__(self) -> Self:
         (self.folder / "edge.bundle").write_bytes(encode_bundle(self.bundle))
-        lines = ["[server]", "port = 0", "[worker]", "processes = 0", f"[groups.{GROUP}]"]
-        lines += ['bundle = "edge.bundle"', f'edge_model = "{self.edge_model}"', 'method = "source"']
-        (self.folder / "cema.toml").write_text("\n".join(lines) + "\n")
-        with (self.folder / "cloud.log").open("wb") as log:
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Returns when it accepts requests. Raises BenchError if it does not."""
+        lines = ["[server]", f"port = {self._port}", "[admin]", "port = 0", "[worker]", "processes = 0"]
+        lines += [f"[groups.{GROUP}]", 'bundle = "edge.bundle"', f'edge_model = "{self.edge_model}"']
+        (self.folder / "cema.toml").write_text("\n".join([*lines, 'method = "source"', ""]))
+        with (self.folder / "cloud.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [*_CEMA, "serve", "-c", "cema.toml", "--json"], cwd=self.folder, stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, stderr=log, env={**os.environ, PARENT_FD_VARIABLE: "0"},
@@ -57,10 +65,11 @@ class Service:
         timer.cancel()
         if not line:
             raise BenchError(f"the service did not start: {(self.folder / 'cloud.log').read_text()[-500:]}")
-        self.url = str(json.loads(line)["url"])
+        said = json.loads(line)
+        self.url, self.admin_url = str(said["url"]), str(said["admin_url"])
+        self._port = int(self.url.rpartition(":")[2])
         if self.cpu is not None:
             os.sched_setaffinity(self.process.pid, {self.cpu})
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

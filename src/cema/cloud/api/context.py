@@ -9,8 +9,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from anyio import CapacityLimiter
 from fastapi import Request
 
+from cema.cloud.api.admission import Admission
 from cema.cloud.api.allowance import Allowance
 from cema.cloud.api.differences import Differences
 from cema.cloud.api.metrics import Metrics
@@ -39,7 +41,8 @@ class SignedContent:
 class Context:
     """The web process's parts. clock_ms: Unix milliseconds. key: the private signing key, base64.
 
-    requests, upload_bytes: what each device may still ask for.
+    requests, upload_bytes: what each device may still ask for. admission: what all uploads together may hold.
+    upload_threads: of uploads alone, so that nobody else queues behind them.
     """
 
     config: ServeConfig
@@ -53,6 +56,8 @@ class Context:
     metrics: Metrics
     requests: Allowance
     upload_bytes: Allowance
+    admission: Admission
+    upload_threads: CapacityLimiter
     _bundles: dict[str, SignedContent] = field(default_factory=dict)
     _bundle_lock: threading.Lock = field(default_factory=threading.Lock)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -38,10 +38,18 @@ class Metrics:
         self.rejections = Counter(
             "cema_samples_rejected", "Samples refused for ever.", ["group", "code"], registry=self.registry
         )
+        self.refused_uploads = Counter(
+            "cema_uploads_refused", "Uploads told to come back: too much at once.", ["reason"], registry=self.registry
+        )
+        self.uploads_in_flight = Gauge("cema_uploads_in_flight", "Uploads under way now.", registry=self.registry)
+        self.held_bytes = Gauge(
+            "cema_upload_bytes_held", "Bytes of their bodies in memory now.", registry=self.registry
+        )
         self.errors = Counter("cema_http_errors", "Error answers.", ["code"], registry=self.registry)
         self.refusals = Counter(
             "cema_auth_failures", "Requests without a valid token.", ["reason"], registry=self.registry
         )
+        ProcessCollector(registry=self.registry)  # memory and open files of this process
         self.registry.register(_StoreCollector(store, polls_waiting))
 
     def exposition(self) -> bytes:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+from collections.abc import Callable
 
 import msgspec
+from anyio import to_thread
 from fastapi import APIRouter, Request, Response
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from cema.cloud.api.answers import json_answer
@@ -58,9 +59,11 @@ async def upload(group: str, request: Request, device: Device, context: ContextO
     """Durable when answered, idempotent by sample id. ``rejected`` samples are refused for ever."""
     context.upload_bytes.check(device.device_id)
     deflated = content_coding(request, DEFLATE) is not None
-    body = await read_body(request, context.config.server.max_body_bytes)
-    context.upload_bytes.spend(device.device_id, len(body))
-    receipt = await run_in_threadpool(take, context, device, body, deflated)
+    with context.admission.upload(device.device_id) as under_way:
+        body = await read_body(request, context.config.server.max_body_bytes, under_way.grow)
+        context.upload_bytes.spend(device.device_id, len(body))
+        with context.admission.turn():
+            receipt = await to_thread.run_sync(take, context, device, body, deflated, limiter=context.upload_threads)
     _count(context, group, len(body), receipt)
     answer = json_answer(receipt)
     answer.headers["Accept-Encoding"] = DEFLATE  # RFC 7694: what a later request may use
@@ -82,23 +85,28 @@ def content_coding(request: Request, *taken: str) -> str | None:
     return coding
 
 
-async def read_body(request: Request, limit_bytes: int) -> bytes:
-    """A msgpack body of at most ``limit_bytes``. Raises MessageError, SizeLimitError, BodyTimeoutError."""
+async def read_body(request: Request, limit_bytes: int, on_bytes: Callable[[int], None] = lambda size: None) -> bytes:
+    """A msgpack body of at most ``limit_bytes``. on_bytes: told how many more have come, and may raise.
+
+    Raises MessageError, SizeLimitError, BodyTimeoutError.
+    """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != MSGPACK_TYPE:
         raise MessageError(f"expected Content-Type: {MSGPACK_TYPE}, got {shown(content_type)}")
     announced = request.headers.get("content-length", "0")
     if announced.isdecimal() and int(announced) > limit_bytes:
         raise await _too_large(request, limit_bytes)
-    body = bytearray()
+    body, size_bytes = bytearray(), 0
     timeout_s = get_context(request).config.server.receive_timeout_s
     try:
         async with asyncio.timeout(timeout_s) as deadline:
             first_s = deadline.when() or 0.0
             async for chunk in request.stream():
-                body += chunk[: limit_bytes + 1 - len(body)]
-                if len(body) > limit_bytes:
+                size_bytes += len(chunk)
+                if size_bytes > limit_bytes:
                     break
+                on_bytes(len(chunk))
+                body += chunk
                 deadline.reschedule(first_s + len(body) / MIN_BYTES_PER_S)
     except TimeoutError as error:
         raise BodyTimeoutError(
@@ -107,7 +115,7 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
         ) from error
     except ClientDisconnect as error:
         raise MessageError(f"expected a whole body, the connection ended after {len(body)} bytes") from error
-    if len(body) > limit_bytes:
+    if size_bytes > limit_bytes:
         raise await _too_large(request, limit_bytes)
     return bytes(body)
 

@@ -21,7 +21,7 @@ from cema.cloud.store.base import DeviceRow, GroupRow, NewUpdate, StepCommit, St
 from cema.cloud.store.intact import damaged, is_damage
 from cema.cloud.store.migrate import migrate
 from cema.cloud.store.sealing import NO_KEYS, SampleKeys
-from cema.cloud.store.sql_tables import as_device, as_group, find_group, group_rows, groups, new_group
+from cema.cloud.store.sql_tables import as_device, as_group, counted_group, find_group, group_rows, groups, new_group
 from cema.errors import NotFoundError, StorageError
 from cema.wire.messages import SampleBatch, UploadReceipt
 
@@ -109,7 +109,7 @@ class SqlStore:
                 old = find_group(connection, name)
             except NotFoundError:
                 connection.execute(insert(groups).values(new_group(name, fingerprint, bundle_blob, adaptation)))
-                return as_group(find_group(connection, name))
+                return counted_group(connection, name)
             changes: dict[str, object] = {"adaptation": adaptation}
             if old["fingerprint"] != fingerprint:
                 sql_work.end_lineage(connection, old)
@@ -118,11 +118,11 @@ class SqlStore:
                 changes = {key: value for key, value in fresh.items() if key not in kept}
                 changes["lineage"] = old["lineage"] + 1
             connection.execute(update(groups).where(groups.c.name == name).values(changes))
-            return as_group(find_group(connection, name))
+            return counted_group(connection, name)
 
     def group(self, name: str) -> GroupRow:
         with self._read() as connection:
-            return as_group(find_group(connection, name))
+            return counted_group(connection, name)
 
     def groups(self) -> list[GroupRow]:
         with self._read() as connection:

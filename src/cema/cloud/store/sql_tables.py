@@ -7,6 +7,8 @@ remembers its id until ``forget``. One that was deleted on somebody's wish is ``
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -19,6 +21,7 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     RowMapping,
+    Select,
     String,
     Table,
     UniqueConstraint,
@@ -148,6 +151,7 @@ _pending_count = (
     .scalar_subquery()
     .label("pending")
 )
+_bare_rows = select(groups)
 group_rows = select(groups, _pending_count)
 
 
@@ -193,9 +197,14 @@ def as_update(row: RowMapping) -> UpdateRow:
     return UpdateRow(group=row["group_name"], **fields)
 
 
-def find_group(connection: Connection, name: str) -> RowMapping:
+def counted_group(connection: Connection, name: str) -> GroupRow:
+    """A group with its backlog. Counting takes the longer the more there is: not for what each upload does."""
+    return as_group(find_group(connection, name, group_rows))
+
+
+def find_group(connection: Connection, name: str, rows: Select[Any] = _bare_rows) -> RowMapping:
     """The row of a group with its lease. Raises NotFoundError."""
-    row = connection.execute(group_rows.where(groups.c.name == name)).mappings().one_or_none()
+    row = connection.execute(rows.where(groups.c.name == name)).mappings().one_or_none()
     if row is None:
         raise NotFoundError(f"there is no group {name!r}", hint="'cema group list' shows the groups of this cloud")
     return row

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, Select, delete, fu
 
 from cema.cloud.store.base import GroupRow, NewUpdate, StepCommit
 from cema.cloud.store.checks import check_lineage, check_step, check_version
-from cema.cloud.store.sql_tables import GONE, PENDING, REPLAY, as_group, find_group, groups, payloads, samples
+from cema.cloud.store.sql_tables import GONE, PENDING, REPLAY, counted_group, find_group, groups, payloads, samples
 from cema.cloud.store.sql_updates import discard, publish
 from cema.errors import ConflictError
 
@@ -41,7 +41,7 @@ def claim(connection: Connection, due_group: Select[Any], worker: str, lease_unt
     turn = select(func.max(groups.c.served) + 1).scalar_subquery()
     lease = {"worker": worker, "lease_until_ms": lease_until_ms, "served": turn}
     connection.execute(update(groups).where(groups.c.name == name).values(lease))
-    return as_group(find_group(connection, name))
+    return counted_group(connection, name)
 
 
 def renew(connection: Connection, group: str, worker: str, lease_until_ms: int) -> bool:
@@ -78,7 +78,7 @@ def pause(connection: Connection, name: str, paused: bool, now_ms: int) -> Group
     if paused != (group["paused_ms"] is not None):
         changes = {"paused_ms": now_ms, "worker": None, "lease_until_ms": 0} if paused else {"paused_ms": None}
         connection.execute(update(groups).where(groups.c.name == name).values(changes))
-    return as_group(find_group(connection, name))
+    return counted_group(connection, name)
 
 
 def roll_back(connection: Connection, name: str, lineage: int, new: NewUpdate, now_ms: int) -> GroupRow:
@@ -94,7 +94,7 @@ def roll_back(connection: Connection, name: str, lineage: int, new: NewUpdate, n
     changes = {"checkpoint": None, "dirty": False, "latest_version": new.version, "last_published_ms": now_ms}
     connection.execute(update(groups).where(groups.c.name == name).values(changes))
     take_away(connection, name)
-    return as_group(find_group(connection, name))
+    return counted_group(connection, name)
 
 
 def take_away(connection: Connection, name: str) -> None:
