@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cema.config import DeviceConfig, ServeConfig, parse
+from cema.config import DeviceConfig, ServeConfig
+from cema.config_files import parse
 from cema.errors import ConfigError
 
 ALLOWED = ConfigError

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from cema.cloud.parent import exit_with_parent
-from cema.config import DeviceConfig, load_device
+from cema.config import DeviceConfig
+from cema.config_files import load_device
 from cema.edge.agent import EdgeAgent
 from cema.edge.session import EdgeSession
 from cema.errors import CemaError

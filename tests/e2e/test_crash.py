@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 from cema.bench.datasets import load_dataset
-from cema.config import OutboxConfig, device_token, load_device
+from cema.config import OutboxConfig
+from cema.config_files import device_token, load_device
 from cema.edge.client import CloudClient
 from cema.edge.outbox import Outbox
 from cema.errors import CemaError

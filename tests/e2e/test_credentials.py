@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import urllib3
 
-from cema.config import DeviceConfig, SelectionConfig, load_device
+from cema.config import DeviceConfig, SelectionConfig
+from cema.config_files import load_device
 from cema.edge import EdgeAgent
 from cema.edge.identity import KEY_FILE
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from cema.cloud.models import digits
-from cema.config import SelectionConfig, UplinkConfig, load_device
+from cema.config import SelectionConfig, UplinkConfig
+from cema.config_files import load_device
 from cema.edge import EdgeAgent
 
 pytestmark = pytest.mark.e2e

@@ -9,7 +9,7 @@ import gzip
 from collections.abc import Callable
 from functools import partial
 
-from cema.config import MAX_FILE_BYTES
+from cema.config_files import MAX_FILE_BYTES
 from hostile.case import Case
 
 DEVICE, SERVE = "device.toml", "cema.toml"

@@ -8,7 +8,7 @@ import pytest
 
 from cema.cloud.app import listen
 from cema.cloud.tls import tls_options
-from cema.config import device_token, load_device, load_serve
+from cema.config_files import device_token, load_device, load_serve
 from cema.edge.client import CloudClient
 from cema.edge.updater import trusted_key
 from cema.errors import CemaError

@@ -21,7 +21,7 @@ from cema.bench.perf.resident import resident_mib
 from cema.bench.perf.service import Service
 from cema.cloud.keys import signing_key
 from cema.cloud.store import open_store
-from cema.config import load_serve
+from cema.config_files import load_serve
 from cema.wire import signing
 from cema.wire.tokens import new_token, token_digest
 from load.evidence import Cpu, Evidence, Probe

@@ -11,7 +11,7 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src"
 RUN_ONLY = {"cema.__main__", "cema.cloud.store.migrations.env"}
 """Not for import: one is run by ``python -m cema`` (test_wheel.py), the other by Alembic (test_store_sql.py)."""
-EDGE = ("cema.edge", "cema.wire", "cema.config", "cema.types", "cema.errors", "cema.telemetry")
+EDGE = ("cema.edge", "cema.wire", "cema.config", "cema.config_files", "cema.types", "cema.errors", "cema.telemetry")
 EDGE_COMMANDS = ("cema.cli.main", "cema.cli.output", "cema.cli.edge", "cema.cli.doctor")
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from cema.cli.main import main
 from cema.cloud.certificates import certificate_of, names_of
-from cema.config import load_device
+from cema.config_files import load_device
 from cema.errors import CemaError, ConfigError, ConflictError, NotFoundError, PlainHttpError
 from cema.wire.bundle import Bundle, encode_bundle
 from cema.wire.tokens import ENROLMENT_PREFIX

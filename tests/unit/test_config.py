@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cema.config import DeviceConfig, ServeConfig, device_token, load_device, load_serve, parse
+from cema.config import DeviceConfig, ServeConfig
+from cema.config_files import device_token, load_device, load_serve, parse
 from cema.errors import ConfigError
 
 DEVICE = 'url = "https://cloud"\ngroup = "doors"\ndevice_id = "gate-3"\n'

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import click
 
 from cema.cli.output import emit_json, json_option
-from cema.config import load_device, load_serve
+from cema.config_files import load_device, load_serve
 from cema.errors import CemaError, ConfigError, DependencyError, EnrolmentError, StorageError
 from cema.wire.tokens import ENROLMENT_PREFIX
 

@@ -12,7 +12,8 @@ import click
 import msgspec
 
 from cema.cli.output import emit_json, json_option
-from cema.config import DeviceConfig, load_device
+from cema.config import DeviceConfig
+from cema.config_files import load_device
 from cema.edge.agent import EdgeAgent
 from cema.edge.slots import STATUS_FILE
 from cema.errors import CemaError, ConfigError, ImageError, NotFoundError

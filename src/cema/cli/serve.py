@@ -22,7 +22,8 @@ from cema.cloud.registry import register_groups
 from cema.cloud.store import open_store
 from cema.cloud.store.rows import now_ms
 from cema.cloud.supervisor import Supervisor, worker_command
-from cema.config import ServeConfig, load_serve
+from cema.config import ServeConfig
+from cema.config_files import load_serve
 from cema.telemetry import configure_logging
 
 

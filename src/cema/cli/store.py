@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cema.cli.output import json_option
-from cema.config import ServeConfig, load_serve
+from cema.config import ServeConfig
+from cema.config_files import load_serve
 
 if TYPE_CHECKING:
     from cema.cloud.store.base import BlobStore, Store

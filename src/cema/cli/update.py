@@ -13,7 +13,8 @@ import click
 from cema.cli.files import write_file
 from cema.cli.output import emit_json, json_option
 from cema.cli.store import config_option, opened, opened_both
-from cema.config import ServeConfig, load_device
+from cema.config import ServeConfig
+from cema.config_files import load_device
 
 
 @click.group()

@@ -24,7 +24,8 @@ from cema.cloud.parent import exit_with_parent
 from cema.cloud.pool import ModelPool
 from cema.cloud.store import open_store
 from cema.cloud.store.base import BlobStore, GroupRow, Store
-from cema.config import ServeConfig, load_serve
+from cema.config import ServeConfig
+from cema.config_files import load_serve
 from cema.errors import CemaError, ConfigError, ConflictError, StorageError
 from cema.signals import Stop, Stopping
 from cema.telemetry import configure_logging

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from cema.bench.corruptions import corrupt
 from cema.bench.datasets import Dataset, load_dataset
 from cema.cloud.parent import exit_with_parent
-from cema.config import load_device
+from cema.config_files import load_device
 from cema.demo.scenario import CLEAN, TICK_IMAGES, corruption_steps
 from cema.edge.agent import EdgeAgent
 from cema.edge.client import CloudClient

@@ -5,7 +5,7 @@
 ...     predictions = agent.predict(images)
 """
 
-from cema.config import load_device
+from cema.config_files import load_device
 from cema.edge.agent import EdgeAgent
 from cema.types import Prediction
 

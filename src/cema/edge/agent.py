@@ -19,7 +19,8 @@ from typing import Self
 
 import numpy as np
 
-from cema.config import DeviceConfig, SelectionConfig, load_device
+from cema.config import DeviceConfig, SelectionConfig
+from cema.config_files import load_device
 from cema.edge.client import CloudClient
 from cema.edge.clock import ServerClock
 from cema.edge.counters import EdgeCounters

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import msgspec
 
-from cema.config import DeviceConfig, configured_token, device_token
+from cema.config import DeviceConfig
+from cema.config_files import configured_token, device_token
 from cema.edge.checked import decode_checked, encode_checked
 from cema.edge.slots import StateFolder
 from cema.errors import AuthError, StorageError

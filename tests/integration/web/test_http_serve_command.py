@@ -21,7 +21,7 @@ import urllib3
 
 from cema.cloud.store import open_store
 from cema.cloud.store.base import NewUpdate, StepCommit
-from cema.config import load_device, load_serve
+from cema.config_files import load_device, load_serve
 from cema.errors import DamagedError, StorageError
 from cema.wire import signing
 from cema.wire.bundle import Bundle, encode_bundle

@@ -14,7 +14,8 @@ from types import TracebackType
 from typing import Self
 
 from cema.cloud.parent import PARENT_FD_VARIABLE
-from cema.config import DeviceConfig, load_device
+from cema.config import DeviceConfig
+from cema.config_files import load_device
 from cema.errors import BenchError
 from cema.wire.bundle import Bundle, encode_bundle
 
