@@ -226,7 +226,7 @@ def test_the_csv_reads_back_equal(tmp_path: Path) -> None:
     for line in lines:
         values: dict[str, Any] = {name: text or None for name, text in line.items()}
         values |= {name: msgspec.json.decode(line[name]) for name in ("options", "curve")} | {
-            name: line[name] for name in ("stream", "digest")
+            name: line[name] for name in ("stream", "digest", "right")
         }
         read.append(msgspec.convert(values, Row, strict=False))
     assert read == [hostile, *ROWS]
