@@ -23,8 +23,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup ## one cloud, two edges, drifting digits: live table, summary, HTML report
 	$(BIN)/cema demo $(DEMO_ARGS)
 
-test: setup ## all tests
-	$(BIN)/pytest $(PYTEST_ARGS)
+# A file's tests stay together: they share what is slow to make. 0 = one after the other, in this process.
+PYTEST_WORKERS ?= 2
+test: setup ## all tests (PYTEST_WORKERS=2, PYTEST_ARGS=)
+	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 check: setup ## static checks
 	$(BIN)/ruff check .
