@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cema.cli.output import emit_json, json_option
+
+if TYPE_CHECKING:  # numpy and the rest of the benchmark are loaded when the command runs
+    from cema.bench.paired import Comparison
 
 
 @click.command()
@@ -40,10 +45,7 @@ def compare(files: tuple[Path, ...], method: str, against: str, as_json: bool) -
         )
 
 
-def _heading(line: object, method: str, against: str) -> str:
-    from cema.bench.paired import Comparison
-
-    assert isinstance(line, Comparison)
+def _heading(line: Comparison, method: str, against: str) -> str:
     group = line.group
     parts = [
         f"{_named(method, line.options)} - {_named(against, line.against_options)}, {group.dataset}, {group.setting}"
@@ -55,6 +57,6 @@ def _heading(line: object, method: str, against: str) -> str:
     return ", ".join([*parts, f"{line.photographs} photographs, seeds {' '.join(map(str, line.seeds))}"])
 
 
-def _named(method: str, options: object) -> str:
-    given = dict(options) if isinstance(options, dict) else {}
-    return method + (f" ({', '.join(f'{key}={value}' for key, value in sorted(given.items()))})" if given else "")
+def _named(method: str, options: Mapping[str, bool | int | float | str]) -> str:
+    given = ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
+    return f"{method} ({given})" if given else method

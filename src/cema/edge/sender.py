@@ -53,7 +53,7 @@ class Sender:
         self._closed = self._flushing = False
         self._greeted = False
         self._reported = -1
-        self._arrived_yet = 0  # dropped from a full outbox while they were under way
+        self._dropped_but_arrived = 0  # from a full outbox, while they were under way
         self._sent_at_s = -float("inf")
         self._waiting_since_s: float | None = -float("inf") if len(outbox) else None
 
@@ -92,7 +92,7 @@ class Sender:
         for reason, amount in durable.items():
             if reason != CORRUPT and not reason.startswith(_BUDGET_PREFIX):
                 total[reason] += amount - before.get(reason, 0)
-        total[OVERFLOW] -= self._arrived_yet
+        total[OVERFLOW] -= self._dropped_but_arrived
         return {reason: amount for reason, amount in total.items() if amount > 0}
 
     def step(self) -> None:
@@ -177,7 +177,7 @@ class Sender:
         if bad:
             self._outbox.discard(bad, REJECTED)
         if good:
-            self._arrived_yet += len(good) - self._outbox.acknowledge(good)
+            self._dropped_but_arrived += len(good) - self._outbox.acknowledge(good)
             self._counters.acknowledged(len(good))
         self._clock.hear(receipt.server_time_ms)
         self._greeted = True
