@@ -241,15 +241,24 @@ def test_the_byte_budget_holds_over_a_restart_and_ends_with_the_day(scripted_clo
     assert len(scripted_cloud.samples) == before + 1
 
 
-def test_backoff_doubles_with_full_jitter_and_adds_what_the_cloud_asked_for() -> None:
+def test_backoff_doubles_with_full_jitter() -> None:
     backoff = Backoff(UplinkConfig(backoff_min_s=1.0, backoff_max_s=8.0), random.Random(0))
     for ceiling in (1, 2, 4, 8, 8):
         assert 0 <= backoff.pause_s(TransportError("down")) <= ceiling
-    assert 5 <= backoff.pause_s(OverloadedError("later", retry_after_s=5.0)) <= 13
     backoff.reset()
     assert backoff.pause_s(TransportError("down")) <= 1
     pauses = {Backoff(UplinkConfig(), random.Random(seed)).pause_s(TransportError("down")) for seed in range(20)}
     assert len(pauses) == 20
+
+
+def test_a_cloud_that_says_when_to_come_back_is_not_left_alone_for_much_longer() -> None:
+    backoff = Backoff(UplinkConfig(backoff_min_s=1.0, backoff_max_s=60.0), random.Random(0))
+    for _ in range(8):  # it was away for a while
+        backoff.pause_s(TransportError("down"))
+    pauses = [backoff.pause_s(OverloadedError("later", retry_after_s=5.0)) for _ in range(50)]
+    assert 5 <= min(pauses) < 6
+    assert 9 < max(pauses) <= 10
+    assert backoff.pause_s(OverloadedError("full, and no word of when")) <= 60
 
 
 def test_a_step_that_breaks_does_not_end_the_thread() -> None:

@@ -30,7 +30,6 @@ CLOSED_LOOP = 8
 """Devices that upload as fast as they are answered while the sustainable rate is found: the cloud is never idle, and
 nobody is refused."""
 WARM_S = 2.0
-RECENT_S = 20.0
 READY_LIMIT_S, SETTLE_S, BOOKS_LIMIT_S = 120.0, 30.0, 120.0
 SAMPLE_ID_BYTES = 16
 _MINUTE_S = 60
@@ -101,9 +100,7 @@ def _drive(plan: Plan, evidence: Evidence, cloud: Cloud, fleet: list[Driver]) ->
         cloud.service.start()
         evidence.away = (killed_s, time.monotonic())
     pause.wait(max(0.0, began_s + plan.overload_s - time.monotonic()))
-    # half of what the cloud could take now: since it was measured, the machine may have found other work
-    slower = evidence.share([(time.monotonic() - RECENT_S, time.monotonic())]) / evidence.share([evidence.sustained])
-    calm_s = order(images_per_s=CALM * images_per_s * min(1.0, slower), **everybody)
+    calm_s = order(images_per_s=CALM * images_per_s, **everybody)
     evidence.overload = (began_s, calm_s)
     pause.wait(plan.calm_s)
     evidence.calm = (calm_s, order(settle_s=SETTLE_S))

@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 class Backoff:
     """Exponential backoff with full jitter: uniform in [0, min(max, min * 2^failures)] s.
 
-    A fleet that lost its cloud at one instant thus does not come back at one instant.
+    A fleet that lost its cloud at one instant thus does not come back at one instant. A cloud that says when to come
+    back (Retry-After) has spread its devices already: on top of that, at most as long again.
     """
 
     def __init__(self, config: UplinkConfig, rng: random.Random) -> None:
@@ -30,12 +31,12 @@ class Backoff:
         self._failures = 0
 
     def pause_s(self, error: Exception) -> float:
-        """How long to wait after this failure; what the cloud asked for (Retry-After) comes on top."""
+        """How long to wait after this failure, at least what the cloud asked for."""
         ceiling = min(self._config.backoff_max_s, self._config.backoff_min_s * 2.0 ** min(self._failures, _DOUBLINGS))
         self._failures += 1
-        asked = error.values.get("retry_after_s", 0.0) if isinstance(error, CemaError) else 0.0
-        pause_s = float(asked) if isinstance(asked, int | float) else 0.0
-        return pause_s + self._rng.uniform(0.0, ceiling)
+        asked = error.values.get("retry_after_s") if isinstance(error, CemaError) else None
+        asked_s = float(asked) if isinstance(asked, int | float) else 0.0
+        return asked_s + self._rng.uniform(0.0, min(ceiling, asked_s or ceiling))
 
 
 class Worker:
