@@ -1,11 +1,12 @@
 """How shall pictures be coded on their way up? Bytes and milliseconds of many codings, accuracy of the promising ones.
 
-    python benchmarks/codings.py --data DIR [--only bytes,cifar10,imagenet] [--within MINUTES]
+    python benchmarks/codings.py --data DIR [--only bytes,cifar10,cifar10-cema,imagenet] [--within MINUTES]
 
 Bytes: of a sample with all that travels in the body for it, in full uploads, deflated; mean over the fifteen
 corruptions at severity 5, and the worst. Milliseconds: processor time of coding one picture, medians of codings that
-take turns. Accuracy: of ``cema-paper``, each stream against the same stream with the coding named first. Written to
-results/codings.json; finished streams are kept, and a part that is not run stays as it was.
+take turns. Accuracy: of ``cema-paper``, and of ``cema`` for many codings, each stream against the same stream with the
+coding named first. Written to results/codings.json; finished streams are kept, and a part that is not run stays as it
+was.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ SEEDS = (0, 1, 2)
 PROCESSES = 2
 CIFAR = ("png", "jpeg-95-444", "jpeg-92-444", "jpeg-90-444")
 """Exact pixels, the default, and what else is promising."""
+MANY = ("png", "jpeg-98-444", "jpeg-95-444", "jpeg-90-444", "jpeg-85-444", "jpeg-95", "webp-100", "webp-95", "webp-90",
+        "webp-75", "jpeg-95-444@24")  # fmt: skip
+"""Of ``cema``, whose statistics are the device's own: every kind and several qualities."""
 IMAGENET = ("jpeg-90", "jpeg-85")
 """The first: the default before."""
 PHOTOGRAPHED = ("fog", "contrast", "jpeg_compression")
@@ -61,7 +65,7 @@ PHOTOGRAPHED = ("fog", "contrast", "jpeg_compression")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/ and imagenet/")
-    parser.add_argument("--only", default="bytes,cifar10,imagenet")
+    parser.add_argument("--only", default="bytes,cifar10,cifar10-cema,imagenet")
     parser.add_argument("--within", type=float, default=24 * 60, help="minutes; no other stream is begun then")
     arguments = parser.parse_args()
     end_s = time.monotonic() + 60 * arguments.within
@@ -130,7 +134,7 @@ def accuracy(name: str, data: Path, end_s: float) -> dict[str, object]:
         print(name, change, flush=True)
     streams = [
         {"coding": coding, "corruption": row.corruption, "severity": row.severity, "seed": row.seed,
-         "accuracy": row.accuracy, "uploads": row.uploads}
+         "accuracy": row.accuracy, "uploads": row.uploads, "bytes_up": row.bytes_up}
         for coding, row in rows
     ]  # fmt: skip
     return {"against": first, "changes": changes, "streams": streams}
@@ -153,6 +157,12 @@ def _specs(name: str) -> list[tuple[str, Spec]]:
 
     In an order in which an interrupted run has pairs to compare.
     """
+    if name == "cifar10-cema":
+        return [
+            (coding, _spec("cifar10", coding, FOUR, {}, method="cema", seed=seed, limit=2000))
+            for seed in SEEDS
+            for coding in MANY
+        ]
     if name == "imagenet":
         return [
             (coding, _spec(name, coding, PHOTOGRAPHED, DEEP, severity=3, seed=seed))
@@ -169,11 +179,11 @@ def _specs(name: str) -> list[tuple[str, Spec]]:
 
 def _spec(
     name: str, coding: str, corruptions: tuple[str, ...], options: dict[str, bool | int | float | str], *,
-    severity: int = 5, seed: int = 0, limit: int | None = None,
+    method: str = "cema-paper", severity: int = 5, seed: int = 0, limit: int | None = None,
 ) -> Spec:  # fmt: skip
     return Spec(
-        dataset=name, methods=("cema-paper",), corruptions=corruptions, severity=severity, seeds=(seed,), limit=limit,
-        options={"cema-paper": {**options, "image_coding": coding}},
+        dataset=name, methods=(method,), corruptions=corruptions, severity=severity, seeds=(seed,), limit=limit,
+        options={method: {**options, "image_coding": coding}},
     )  # fmt: skip
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 
 import msgspec
 import pytest
 
-from cema.cloud.store.base import StepCommit, Store, StoredSample
+from cema.cloud.store.base import GroupState, StepCommit, Store, StoredSample
 from cema.errors import ConflictError, NotFoundError
 from cema.wire.messages import Sample, SampleBatch
 
@@ -50,6 +51,7 @@ def store(empty: Store) -> Store:
 def test_unknown_names_are_not_found(store: Store) -> None:
     calls: list[Callable[[], object]] = [
         lambda: store.group("x"),
+        lambda: store.state("x"),
         lambda: store.pending("x", 1),
         lambda: store.replay("x"),
         lambda: store.updates("x"),
@@ -199,3 +201,12 @@ def test_forget_keeps_the_last_boot_so_that_nothing_counts_twice(store: Store) -
 
 def test_a_living_store_answers_ping(store: Store) -> None:
     store.ping()
+
+
+def test_the_state_of_a_group_says_what_its_row_says_but_for_the_backlog(store: Store) -> None:
+    store.enrol("cam", "g", "t", 1)
+    store.add_samples("g", batch(1, 2, seen=5), 2)
+    store.pause("g", paused=True, now_ms=3)
+    row, state = store.group("g"), store.state("g")
+    assert row.pending == 2
+    assert all(getattr(state, field.name) == getattr(row, field.name) for field in fields(GroupState))

@@ -172,7 +172,7 @@ def test_an_unexpected_exception_shows_nothing_of_the_inside(service: Any, monke
     def fail(name: str) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(service.store, "group", fail)
+    monkeypatch.setattr(service.store, "state", fail)
     response = service.call("/v1/groups/g")
     assert service.error_of(response) == (500, "internal")
     assert b"secret" not in response.data

@@ -25,7 +25,7 @@ router = APIRouter()
 )
 def bundle(group: str, request: Request, device: Device, context: ContextOf) -> Response:
     """The zip with graph, norm tensors and manifest; its fingerprint is the ETag."""
-    row = context.store.group(group)
+    row = context.store.state(group)
     headers = {
         "ETag": f'"{row.fingerprint}"',
         FINGERPRINT_HEADER: row.fingerprint,

@@ -18,7 +18,7 @@ from cema.cloud.api.differences import Differences
 from cema.cloud.api.metrics import Metrics
 from cema.cloud.api.newest import NewestUpdates
 from cema.cloud.api.watch import VersionWatch
-from cema.cloud.store.base import BlobStore, GroupRow, Store
+from cema.cloud.store.base import BlobStore, GroupState, Store
 from cema.config import ServeConfig
 from cema.wire import signing
 from cema.wire.statement import BundleStatement, encode_statement
@@ -61,7 +61,7 @@ class Context:
     _bundles: dict[str, SignedContent] = field(default_factory=dict)
     _bundle_lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def bundle(self, group: GroupRow) -> SignedContent:
+    def bundle(self, group: GroupState) -> SignedContent:
         """The group's bundle, kept in memory: a fleet that fetches it at once shares one copy."""
         with self._bundle_lock:
             cached = self._bundles.get(group.name)

@@ -87,7 +87,7 @@ class Differences:
         known = self._sources.get(row.group)
         if known is not None and known[0].fingerprint == row.fingerprint:
             return known
-        group = self._store.group(row.group)
+        group = self._store.state(row.group)
         if group.fingerprint != row.fingerprint:
             return None
         try:

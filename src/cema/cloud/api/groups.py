@@ -22,7 +22,7 @@ router = APIRouter()
 )
 def status(group: str, device: Device, context: ContextOf) -> Response:
     """Bundle fingerprint, latest version, whether adaptation is on, the server's time, progress, a key to renew."""
-    row = context.store.group(group)
+    row = context.store.state(group)
     return json_answer(
         GroupStatus(
             group=row.name,

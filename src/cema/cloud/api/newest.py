@@ -53,7 +53,7 @@ class NewestUpdates:
         self._changed_flight = None
 
     def _look(self, group: str) -> Newest:
-        current = self._store.group(group)
+        current = self._store.state(group)
         known = self._known.get(group)
         if known is not None and (known.fingerprint, known.version) == (current.fingerprint, current.latest_version):
             return known

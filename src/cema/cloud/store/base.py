@@ -14,8 +14,8 @@ from cema.wire.messages import SampleBatch, UploadReceipt
 
 
 @dataclass(frozen=True)
-class GroupRow:
-    """State of a group. lineage: rises when a new bundle replaces the old one. latest_version: 0 = source.
+class GroupState:
+    """Of a group. lineage: rises when a new bundle replaces the old one. latest_version: 0 = source.
 
     samples_seen: images predicted by all devices, cumulative within the lineage. ticks_done: of the schedule.
     checkpoint: blob of the adaptation state, None before the first step and after a rollback. dirty: stepped since the
@@ -31,7 +31,6 @@ class GroupRow:
     samples_seen: int
     ticks_done: int
     ticks_dropped: int
-    pending: int
     checkpoint: str | None
     dirty: bool
     last_published_ms: int
@@ -43,6 +42,13 @@ class GroupRow:
     def adapting(self) -> bool:
         """Whether both configuration and operators want the group to adapt."""
         return self.adaptation == "on" and self.paused_ms is None
+
+
+@dataclass(frozen=True)
+class GroupRow(GroupState):
+    """pending: samples that no step has used yet; counting them takes the longer the more there are."""
+
+    pending: int = 0
 
 
 @dataclass(frozen=True)
@@ -159,6 +165,9 @@ class Store(Protocol):
         nothing but adaptation."""
 
     def group(self, name: str) -> GroupRow: ...
+
+    def state(self, name: str) -> GroupState:
+        """As ``group``, cheap however much waits: what is looked up for each request of a device."""
 
     def groups(self) -> list[GroupRow]: ...
 

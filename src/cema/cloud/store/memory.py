@@ -22,9 +22,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _locked(
-    method: Callable[Concatenate[MemoryStore, P], R],
-) -> Callable[Concatenate[MemoryStore, P], R]:
+def _locked(method: Callable[Concatenate[MemoryStore, P], R]) -> Callable[Concatenate[MemoryStore, P], R]:
     def transaction(self: MemoryStore, /, *args: P.args, **kwargs: P.kwargs) -> R:
         with self._lock:
             return method(self, *args, **kwargs)
@@ -57,7 +55,7 @@ class MemoryStore:
             old.row = replace(old.row, adaptation=adaptation)
             return old.public()
         lineage, version = (1, 0) if old is None else (old.row.lineage + 1, old.row.latest_version)
-        row = GroupRow(name, fingerprint, lineage, bundle_blob, version, 0, 0, 0, 0, None, False, 0, adaptation)
+        row = GroupRow(name, fingerprint, lineage, bundle_blob, version, 0, 0, 0, None, False, 0, adaptation)
         self._groups[name] = new = MemoryGroup(row)
         if old is not None:
             new.row = replace(row, revision=old.row.revision, paused_ms=old.row.paused_ms)
@@ -70,6 +68,8 @@ class MemoryStore:
     @_locked
     def group(self, name: str) -> GroupRow:
         return self._find(name).public()
+
+    state = group
 
     @_locked
     def groups(self) -> list[GroupRow]:

@@ -1,8 +1,7 @@
 """SqlStore: the Store contract on SQLAlchemy Core; SQLite by default (WAL, synchronous=FULL, BEGIN IMMEDIATE).
 
-This file owns engine, transactions and groups. What happens inside the transactions of the other concerns is in
-``sql_credentials`` (devices, users), ``sql_samples`` (uploads), ``sql_work`` (leases and adapt steps) and
-``sql_updates`` (versions, house-keeping).
+This file owns engine and transactions. What happens inside them is in ``sql_credentials`` (devices, users),
+``sql_samples`` (uploads), ``sql_work`` (groups, leases and adapt steps) and ``sql_updates`` (versions, house-keeping).
 """
 
 from __future__ import annotations
@@ -12,17 +11,33 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy import Connection, Engine, create_engine, event, insert, select, text, update
+from sqlalchemy import Connection, Engine, create_engine, event, select, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import SQLAlchemyError
 
 from cema.cloud.store import sql_credentials, sql_deletion, sql_samples, sql_updates, sql_work
-from cema.cloud.store.base import DeviceRow, GroupRow, NewUpdate, StepCommit, StoredSample, UpdateRow, UserRow
+from cema.cloud.store.base import (
+    DeviceRow,
+    GroupRow,
+    GroupState,
+    NewUpdate,
+    StepCommit,
+    StoredSample,
+    UpdateRow,
+    UserRow,
+)
 from cema.cloud.store.intact import damaged, is_damage
 from cema.cloud.store.migrate import migrate
 from cema.cloud.store.sealing import NO_KEYS, SampleKeys
-from cema.cloud.store.sql_tables import as_device, as_group, counted_group, find_group, group_rows, groups, new_group
-from cema.errors import NotFoundError, StorageError
+from cema.cloud.store.sql_tables import (
+    as_device,
+    as_group,
+    counted_group,
+    group_rows,
+    group_state,
+    groups,
+)
+from cema.errors import StorageError
 from cema.wire.messages import SampleBatch, UploadReceipt
 
 log = logging.getLogger(__name__)
@@ -105,24 +120,15 @@ class SqlStore:
 
     def put_group(self, name: str, fingerprint: str, bundle_blob: str, adaptation: str, now_ms: int) -> GroupRow:
         with self._write() as connection:
-            try:
-                old = find_group(connection, name)
-            except NotFoundError:
-                connection.execute(insert(groups).values(new_group(name, fingerprint, bundle_blob, adaptation)))
-                return counted_group(connection, name)
-            changes: dict[str, object] = {"adaptation": adaptation}
-            if old["fingerprint"] != fingerprint:
-                sql_work.end_lineage(connection, old)
-                fresh = new_group(name, fingerprint, bundle_blob, adaptation)
-                kept = {"latest_version", "served", "revision", "paused_ms"}
-                changes = {key: value for key, value in fresh.items() if key not in kept}
-                changes["lineage"] = old["lineage"] + 1
-            connection.execute(update(groups).where(groups.c.name == name).values(changes))
-            return counted_group(connection, name)
+            return sql_work.put_group(connection, name, fingerprint, bundle_blob, adaptation)
 
     def group(self, name: str) -> GroupRow:
         with self._read() as connection:
             return counted_group(connection, name)
+
+    def state(self, name: str) -> GroupState:
+        with self._read() as connection:
+            return group_state(connection, name)
 
     def groups(self) -> list[GroupRow]:
         with self._read() as connection:

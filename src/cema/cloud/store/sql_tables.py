@@ -30,7 +30,7 @@ from sqlalchemy import (
     select,
 )
 
-from cema.cloud.store.base import DeviceRow, GroupRow, UpdateRow, UserRow
+from cema.cloud.store.base import DeviceRow, GroupRow, GroupState, UpdateRow, UserRow
 from cema.errors import NotFoundError
 
 PENDING, REPLAY, GONE, DELETED = "pending", "replay", "gone", "deleted"
@@ -183,6 +183,11 @@ def as_group(row: RowMapping) -> GroupRow:
     return GroupRow(**{name: row[name] for name in fields})
 
 
+def group_state(connection: Connection, name: str) -> GroupState:
+    row = find_group(connection, name)
+    return GroupState(**{field: row[field] for field in GroupState.__dataclass_fields__})
+
+
 def as_device(row: RowMapping) -> DeviceRow:
     fields = {name: row[name] for name in DeviceRow.__dataclass_fields__ if name != "group"}
     return DeviceRow(group=row["group_name"], **fields)
@@ -198,7 +203,7 @@ def as_update(row: RowMapping) -> UpdateRow:
 
 
 def counted_group(connection: Connection, name: str) -> GroupRow:
-    """A group with its backlog. Counting takes the longer the more there is: not for what each upload does."""
+    """A group with its backlog."""
     return as_group(find_group(connection, name, group_rows))
 
 

@@ -1,4 +1,4 @@
-"""Leases and adapt steps inside a transaction.
+"""Groups, leases and adapt steps inside a transaction.
 
 The lease column is the durable work queue: a group belongs to one worker until the lease runs out. A step's end is
 checked against lease, lineage and version first; any contradiction raises, and the transaction leaves no trace.
@@ -9,13 +9,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, delete, func, insert, or_, select, update
 
 from cema.cloud.store.base import GroupRow, NewUpdate, StepCommit
 from cema.cloud.store.checks import check_lineage, check_step, check_version
-from cema.cloud.store.sql_tables import GONE, PENDING, REPLAY, counted_group, find_group, groups, payloads, samples
+from cema.cloud.store.sql_tables import (
+    GONE,
+    PENDING,
+    REPLAY,
+    counted_group,
+    find_group,
+    groups,
+    new_group,
+    payloads,
+    samples,
+)
 from cema.cloud.store.sql_updates import discard, publish
-from cema.errors import ConflictError
+from cema.errors import ConflictError, NotFoundError
 
 
 def due(now_ms: int, lease_ms: int, tick_images: int, publish_interval_ms: int) -> Select[Any]:
@@ -71,6 +81,23 @@ def commit_step(connection: Connection, step: StepCommit, now_ms: int) -> None:
         publish(connection, group, step.update, now_ms)
         changes |= {"dirty": False, "latest_version": step.update.version, "last_published_ms": now_ms}
     connection.execute(update(groups).where(groups.c.name == step.group).values(changes))
+
+
+def put_group(connection: Connection, name: str, fingerprint: str, bundle_blob: str, adaptation: str) -> GroupRow:
+    fresh = new_group(name, fingerprint, bundle_blob, adaptation)
+    try:
+        old = find_group(connection, name)
+    except NotFoundError:
+        connection.execute(insert(groups).values(fresh))
+        return counted_group(connection, name)
+    changes: dict[str, object] = {"adaptation": adaptation}
+    if old["fingerprint"] != fingerprint:
+        end_lineage(connection, old)
+        kept = {"latest_version", "served", "revision", "paused_ms"}
+        changes = {key: value for key, value in fresh.items() if key not in kept}
+        changes["lineage"] = old["lineage"] + 1
+    connection.execute(update(groups).where(groups.c.name == name).values(changes))
+    return counted_group(connection, name)
 
 
 def pause(connection: Connection, name: str, paused: bool, now_ms: int) -> GroupRow:
