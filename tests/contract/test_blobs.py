@@ -11,8 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cema.cloud.store.base import BlobStore
-from cema.cloud.store.blobs import FolderBlobs
-from cema.cloud.store.memory import MemoryBlobs
+from cema.cloud.store.blobs import FolderBlobs, MemoryBlobs
 from cema.errors import NotFoundError, StorageError
 
 

@@ -8,7 +8,8 @@ from dataclasses import fields
 import msgspec
 import pytest
 
-from cema.cloud.store.base import GroupState, StepCommit, Store, StoredSample
+from cema.cloud.store.base import GroupState, StepCommit, Store
+from cema.cloud.store.samples import Condition, StoredSample
 from cema.errors import ConflictError, NotFoundError
 from cema.wire.messages import Sample, SampleBatch
 
@@ -53,6 +54,7 @@ def test_unknown_names_are_not_found(store: Store) -> None:
         lambda: store.group("x"),
         lambda: store.state("x"),
         lambda: store.pending("x", 1),
+        lambda: store.waiting("x"),
         lambda: store.replay("x"),
         lambda: store.updates("x"),
         lambda: store.update("g", 1),
@@ -145,6 +147,23 @@ def test_samples_know_their_device_and_its_world_in_the_queue_and_in_replay(stor
     assert conditions(store.pending("g", 9)) == [expected[0], expected[5]]
     assert conditions(store.replay("g")) == expected[2:5]
     assert conditions(store.replay("g", used[2])) == expected[4:5]
+
+
+def test_what_waits_is_counted_and_handed_out_by_device_and_world(store: Store) -> None:
+    store.put_group("h", "f1", "bundle1", "on", 1)
+    assert store.waiting("g") == {}
+    for number, (device_id, domain) in enumerate([("door", 7), ("cam", 7), ("door", 7), ("cam", 8), ("cam", 7)]):
+        upload(store, device_id, number, domain)
+    upload(store, "cam", 9, 7, "h")
+    assert list(store.waiting("g").items()) == [(("door", 7), 2), (("cam", 7), 2), (("cam", 8), 1)]
+    cam = store.pending("g", 9, Condition("cam", 7))
+    assert [each.image for each in cam] == [b"image 1", b"image 4"]
+    assert store.pending("g", 1, Condition("cam", 7)) == cam[:1]
+    assert store.pending("g", 9, Condition("door", 8)) == []
+    row = store.claim("w", 3, lease_ms=1000, tick_images=64, publish_interval_ms=0)
+    assert row is not None
+    store.commit_step(StepCommit("g", "w", row.lineage, 1, 0, consumed=[store.pending("g", 1)[0].row_id]), 4)
+    assert list(store.waiting("g").items()) == [(("cam", 7), 2), (("door", 7), 1), (("cam", 8), 1)]
 
 
 def test_a_repeated_sample_keeps_the_world_in_which_it_came_first(store: Store) -> None:

@@ -16,8 +16,8 @@ from cema.cloud.checkpoint import decode_checkpoint, encode_checkpoint
 from cema.cloud.controller import Controller, Publishing
 from cema.cloud.sharing import SharedAdapter
 from cema.cloud.store.base import BlobStore, Store
-from cema.cloud.store.blobs import FolderBlobs
-from cema.cloud.store.memory import MemoryBlobs, MemoryStore
+from cema.cloud.store.blobs import FolderBlobs, MemoryBlobs
+from cema.cloud.store.memory import MemoryStore
 from cema.cloud.store.sql import SqlStore
 from cema.errors import ConflictError, StorageError
 from cema.types import NormParameters

@@ -13,9 +13,11 @@ from torch import nn
 from cema.cloud.adapt import create_adapter
 from cema.cloud.adapt.base import Adapter, Metrics
 from cema.cloud.adapt.cema import Cema
-from cema.cloud.controller import Condition, Controller, Publishing
+from cema.cloud.controller import Controller, Publishing
 from cema.cloud.sharing import SharedAdapter
-from cema.cloud.store.memory import MemoryBlobs, MemoryStore
+from cema.cloud.store.blobs import MemoryBlobs
+from cema.cloud.store.memory import MemoryStore
+from cema.cloud.store.samples import Condition
 from cema.types import NormParameters
 from cema.wire.bundle import Bundle
 from cema.wire.image import encode_image
@@ -164,19 +166,44 @@ def test_a_steps_uploads_and_replay_are_of_one_device_in_one_world(cloud: Cloud)
     assert max(len(replayed) for _, replayed in recorder.steps) == 48
 
 
-def test_samples_of_other_devices_wait_for_the_next_step(cloud: Cloud) -> None:
+def test_devices_that_upload_in_turns_each_get_steps_of_their_own(cloud: Cloud) -> None:
     controller, recorder = cloud.controller()
     interleave(cloud, 4, 2, [("a", 7, 1), ("b", 5, 2)])
-    assert cloud.tick(controller) == 1
-    assert recorder.steps == [([1] * 8, [])]
-    assert cloud.pending == [("b", 5)] * 8
+    assert cloud.tick(controller) == 2
+    assert recorder.steps == [([1] * 8, []), ([2] * 8, [])]
     cloud.show("a", 7, 1, uploads=9)
     assert cloud.tick(controller) == 1
-    assert recorder.steps[1:] == [([2] * 8, [])]
-    assert cloud.pending == [("a", 7)] * 9
-    cloud.show("a", 7, 1, uploads=0)
-    assert cloud.tick(controller) == 1
     assert recorder.steps[2:] == [([1] * 9, [1] * 8)]
+
+
+def test_a_trickle_from_each_of_many_devices_is_gathered_by_device(cloud: Cloud) -> None:
+    controller, recorder = cloud.controller()
+    cameras = [("a", 1, 1), ("b", 2, 2), ("c", 3, 3), ("d", 4, 4)]
+    made = []
+    for _ in range(3):
+        interleave(cloud, 1, 3, cameras)
+        made.append(cloud.tick(controller))
+    assert made == [0, 0, 4]
+    assert [uploads for uploads, _ in recorder.steps] == [[tag] * 9 for _, _, tag in cameras]
+
+
+def test_a_device_with_little_to_say_holds_no_other_up(cloud: Cloud) -> None:
+    controller, recorder = cloud.controller()
+    cloud.show("quiet", 7, 1, uploads=2)
+    cloud.show("busy", 5, 2, uploads=40)
+    assert cloud.tick(controller) == 2
+    assert [uploads for uploads, _ in recorder.steps] == [[2] * 16] * 2
+    assert cloud.pending == [("quiet", 7)] * 2 + [("busy", 5)] * 8
+
+
+def test_what_is_left_of_a_world_is_learned_before_the_next_one(cloud: Cloud) -> None:
+    controller, recorder = cloud.controller()
+    cloud.show("a", 7, 1, uploads=5)
+    assert cloud.tick(controller) == 0
+    cloud.show("a", 8, 2, uploads=8)
+    assert cloud.tick(controller) == 2
+    assert [uploads for uploads, _ in recorder.steps] == [[1] * 5, [2] * 8]
+    assert cloud.pending == []
 
 
 def test_a_trickle_is_gathered_before_it_is_learned_from(cloud: Cloud) -> None:
@@ -281,8 +308,11 @@ def test_after_a_restart_replay_and_worlds_are_known_again(cloud: Cloud) -> None
         cloud.tick(controller)
         cloud.show("a", 7, 1, uploads=0)
     again, recorder = cloud.controller()
-    assert again.replay.keys() == controller.replay.keys()
-    assert again.replay.count(Condition("b", 5)) == 16
+    assert (
+        [again.replay.count(Condition(*each)) for each in (("a", 7), ("b", 5))]
+        == [16, 16]
+        == [controller.replay.count(Condition(*each)) for each in (("a", 7), ("b", 5))]
+    )
     cloud.show("b", 5, 2, uploads=8)
     cloud.tick(again)
     assert (recorder.forgotten, recorder.steps) == ([], [([2] * 8, [2] * 16)])

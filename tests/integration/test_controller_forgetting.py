@@ -14,7 +14,8 @@ from cema.cloud.adapt import create_adapter
 from cema.cloud.adapt.cema import CemaLite
 from cema.cloud.controller import Controller, Publishing
 from cema.cloud.sharing import SharedAdapter
-from cema.cloud.store.memory import MemoryBlobs, MemoryStore
+from cema.cloud.store.blobs import MemoryBlobs
+from cema.cloud.store.memory import MemoryStore
 from cema.types import NormParameters
 from cema.wire.bundle import Bundle
 from cema.wire.image import encode_image

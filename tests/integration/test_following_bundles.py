@@ -10,7 +10,8 @@ import pytest
 
 from cema.cloud.pool import ModelPool
 from cema.cloud.registry import register_group
-from cema.cloud.store.memory import MemoryBlobs, MemoryStore
+from cema.cloud.store.blobs import MemoryBlobs
+from cema.cloud.store.memory import MemoryStore
 from cema.config import GroupConfig, ServeConfig, StatisticsConfig
 from cema.errors import ConfigError
 from cema.wire.bundle import Bundle, decode_bundle, encode_bundle, fingerprint

@@ -13,7 +13,7 @@ from cema.bench.measure import Tally, measure, whole
 from cema.bench.simulate import GROUP, Pair, Simulator
 from cema.bench.start import Conditions, start
 from cema.bench.streams import Pictures, make_streams
-from cema.cloud.store.base import StoredSample
+from cema.cloud.store.samples import StoredSample
 from cema.wire.update import open_update
 
 BATCH, IMAGES = 64, 320

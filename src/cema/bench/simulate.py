@@ -28,7 +28,8 @@ from cema.cloud.controller import Controller, Publishing
 from cema.cloud.norms import read_parameters
 from cema.cloud.sharing import SharedAdapter
 from cema.cloud.store.base import GroupRow
-from cema.cloud.store.memory import MemoryBlobs, MemoryStore
+from cema.cloud.store.blobs import MemoryBlobs
+from cema.cloud.store.memory import MemoryStore
 from cema.config import ImageCoding, SelectionConfig
 from cema.edge.classes import ClassesSettings
 from cema.edge.measuring import MeasuringSession

@@ -11,18 +11,18 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
 import torch
 
-from cema.cloud.adapt.base import Adapter, Metrics, State, restarted
+from cema.cloud.adapt.base import Adapter, Metrics, Schedule, State, restarted
 from cema.cloud.checkpoint import decode_checkpoint, encode_checkpoint
 from cema.cloud.gate import Gate
 from cema.cloud.replay import Replay
 from cema.cloud.sharing import SharedAdapter
-from cema.cloud.store.base import BlobStore, GroupRow, NewUpdate, StepCommit, Store, StoredSample
+from cema.cloud.store.base import BlobStore, GroupRow, NewUpdate, StepCommit, Store
+from cema.cloud.store.samples import Condition, StoredSample
 from cema.errors import DamagedError, NotFoundError, UpdateContentError, WireError
 from cema.types import Uint8Array
 from cema.wire import signing
@@ -43,13 +43,6 @@ class Publishing:
     private_key: str | None
     interval_ms: int
     encoding: Encoding = "float32"
-
-
-class Condition(NamedTuple):
-    """Samples that belong together: of one device, while its stream looks the same."""
-
-    device_id: str
-    domain: int
 
 
 class Controller:
@@ -99,12 +92,12 @@ class Controller:
         self.row = row
         schedule, steps = self.schedule, 0
         # What arrives during this tick waits for the next: a busy group must not keep the worker from the others.
-        due = row.pending // schedule.step_uploads or int(row.pending >= schedule.least_uploads)
-        while steps < due:
+        due = self._due(row.pending)
+        for condition in due:
             if stop():
                 return steps
             steps += 1
-            self._full_step(self.store.pending(self.group, schedule.step_uploads), over=steps == due)
+            self._full_step(condition, over=steps == len(due))
         tick_due = row.samples_seen // schedule.tick_images > row.ticks_done
         if tick_due and not steps and schedule.replay_only and len(self.replay) >= schedule.replay_min:
             self._replay_step()
@@ -113,18 +106,29 @@ class Controller:
             self._commit(self._update_if_due(row.dirty))
         return steps
 
-    def _full_step(self, uploads: Sequence[StoredSample], *, over: bool) -> None:
+    def _due(self, pending: int) -> list[Condition | None]:
+        """Of what to make a full step each; None: of whatever is oldest."""
+        schedule = self.schedule
+        if self.shared.stats_owner == "cloud" or pending < schedule.least_uploads:
+            return [None] * _steps(pending, schedule)
+        # a device's samples are learned by its own statistics
+        waiting = self.store.waiting(self.group)
+        last = {condition.device_id: condition for condition in waiting}
+        return [
+            condition
+            for condition, count in waiting.items()
+            for _ in range(max(_steps(count, schedule), condition != last[condition.device_id]))  # a world that is left
+        ]
+
+    def _full_step(self, condition: Condition | None, *, over: bool) -> None:
         """Uploads and replay -> adapter -> gate -> one transaction. Uploads join replay after their step. over: whether
         this is the tick's last."""
-        condition = None
-        if self.shared.stats_owner == "edge":  # a device's samples are learned by its own statistics
-            condition = _condition(uploads[0])
-            uploads = [sample for sample in uploads if _condition(sample) == condition]
+        uploads = self.store.pending(self.group, self.schedule.step_uploads, condition)
         good, images = self._decode(uploads)
         metrics = self._learn(images, condition) if good else None
         rows, usable = [sample.row_id for sample in uploads], [sample.row_id for sample in good]
         bad = sorted(set(rows) - set(usable))
-        evicted = self.replay.extend(usable, images, [_condition(sample) for sample in good])
+        evicted = self.replay.extend(usable, images, [sample.condition for sample in good])
         self._finish(metrics, consumed=rows, evicted=[*evicted, *bad], over=over)
 
     def _learn(self, images: Sequence[Uint8Array], condition: Condition | None) -> Metrics | None:
@@ -229,8 +233,8 @@ class Controller:
         if (last := self._last_step()) is not None:
             self.rng = last[1]
         kept, images = self._decode(self.store.replay(self.group))
-        self.replay.extend([sample.row_id for sample in kept], images, [_condition(sample) for sample in kept])
-        self._domains = dict(map(_condition, kept)) if self.shared.stats_owner == "edge" else {}
+        self.replay.extend([sample.row_id for sample in kept], images, [sample.condition for sample in kept])
+        self._domains = dict(sample.condition for sample in kept) if self.shared.stats_owner == "edge" else {}
 
     def _saved(self) -> State:
         """The adapter's state as of the last committed step."""
@@ -283,5 +287,5 @@ class Controller:
         return pixels_BHWC.permute(0, 3, 1, 2).to(torch.float32).mul_(scale).add_(shift)
 
 
-def _condition(sample: StoredSample) -> Condition:
-    return Condition(sample.device_id, sample.domain)
+def _steps(uploads: int, schedule: Schedule) -> int:
+    return uploads // schedule.step_uploads or int(uploads >= schedule.least_uploads)

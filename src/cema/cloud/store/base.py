@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from cema.cloud.store.samples import Condition, StoredSample
 from cema.wire.messages import SampleBatch, UploadReceipt
 
 
@@ -79,21 +80,6 @@ class UserRow:
     role: str
     created_ms: int
     revoked_ms: int | None
-
-
-@dataclass(frozen=True)
-class StoredSample:
-    """An uploaded sample. row_id: rises with arrival within the store; the order of the queue.
-
-    device_id, domain: whose it is, and of which stretch of that device's stream.
-    """
-
-    row_id: int
-    sample_id: bytes
-    codec: str
-    image: bytes
-    device_id: str = ""
-    domain: int = 0
 
 
 @dataclass(frozen=True)
@@ -223,8 +209,11 @@ class Store(Protocol):
         """Store a batch once: ids seen before are counted as duplicates; wrong fingerprints are rejected per sample.
         Also takes over samples_seen (cumulative per boot: the growth is added to the group) and the drop counters."""
 
-    def pending(self, group: str, limit: int) -> list[StoredSample]:
-        """The oldest samples that no step has used, in order of arrival."""
+    def pending(self, group: str, limit: int, condition: Condition | None = None) -> list[StoredSample]:
+        """The oldest samples that no step has used, in order of arrival; of one condition, or of all."""
+
+    def waiting(self, group: str) -> dict[Condition, int]:
+        """How many samples of each condition no step has used; the one with the oldest sample first."""
 
     def replay(self, group: str, after_row: int = 0) -> list[StoredSample]:
         """Samples in replay with row_id > after_row, in order."""

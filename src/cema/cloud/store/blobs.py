@@ -84,3 +84,23 @@ def _fsync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class MemoryBlobs:
+    """BlobStore in a dictionary."""
+
+    def __init__(self) -> None:
+        self._blobs: dict[str, bytes] = {}
+
+    def put(self, data: bytes) -> str:
+        blob = hashlib.sha256(data).hexdigest()
+        self._blobs[blob] = bytes(data)
+        return blob
+
+    def get(self, blob: str) -> bytes:
+        if blob not in self._blobs:
+            raise NotFoundError(f"there is no blob {blob[:12]}")
+        return self._blobs[blob]
+
+    def delete(self, blob: str) -> None:
+        self._blobs.pop(blob, None)

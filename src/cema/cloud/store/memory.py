@@ -1,20 +1,21 @@
-"""MemoryStore and MemoryBlobs: the contract in one process, for the benchmark's lock-step simulator and for tests.
+"""MemoryStore: the contract in one process, for the benchmark's lock-step simulator and for tests.
 
 Nothing survives it. One lock makes every method a transaction; a step is checked completely before the first change.
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Concatenate, ParamSpec, TypeVar
 
-from cema.cloud.store.base import DeviceRow, GroupRow, NewUpdate, StepCommit, StoredSample, UpdateRow, UserRow
+from cema.cloud.store.base import DeviceRow, GroupRow, NewUpdate, StepCommit, UpdateRow, UserRow
 from cema.cloud.store.checks import base_mismatches, check_lineage, check_step, check_version
 from cema.cloud.store.memory_credentials import MemoryCredentials
 from cema.cloud.store.memory_group import MemoryGroup
+from cema.cloud.store.samples import Condition, StoredSample
 from cema.errors import NotFoundError
 from cema.wire.messages import SampleBatch, UploadReceipt
 
@@ -171,8 +172,12 @@ class MemoryStore:
         )
 
     @_locked
-    def pending(self, group: str, limit: int) -> list[StoredSample]:
-        return list(self._find(group).pending.values())[:limit]
+    def pending(self, group: str, limit: int, condition: Condition | None = None) -> list[StoredSample]:
+        return self._find(group).oldest(limit, condition)
+
+    @_locked
+    def waiting(self, group: str) -> dict[Condition, int]:
+        return dict(Counter(sample.condition for sample in self._find(group).pending.values()))
 
     @_locked
     def replay(self, group: str, after_row: int = 0) -> list[StoredSample]:
@@ -278,23 +283,3 @@ class MemoryStore:
 
     def _discard(self, blobs: Iterable[str | None]) -> None:
         self._garbage.update(blob for blob in blobs if blob is not None)
-
-
-class MemoryBlobs:
-    """BlobStore in a dictionary."""
-
-    def __init__(self) -> None:
-        self._blobs: dict[str, bytes] = {}
-
-    def put(self, data: bytes) -> str:
-        blob = hashlib.sha256(data).hexdigest()
-        self._blobs[blob] = bytes(data)
-        return blob
-
-    def get(self, blob: str) -> bytes:
-        if blob not in self._blobs:
-            raise NotFoundError(f"there is no blob {blob[:12]}")
-        return self._blobs[blob]
-
-    def delete(self, blob: str) -> None:
-        self._blobs.pop(blob, None)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
-from cema.cloud.store.base import GroupRow, NewUpdate, StoredSample, UpdateRow
+from cema.cloud.store.base import GroupRow, NewUpdate, UpdateRow
 from cema.cloud.store.checks import descendants
+from cema.cloud.store.samples import Condition, StoredSample
 from cema.errors import ConflictError
 
 
@@ -43,6 +44,10 @@ class MemoryGroup:
     def add(self, sample: StoredSample, now_ms: int) -> None:
         self.ids[sample.sample_id], self.owners[sample.sample_id] = now_ms, sample.device_id
         self.pending[sample.row_id] = sample
+
+    def oldest(self, limit: int, condition: Condition | None) -> list[StoredSample]:
+        queue = self.pending.values()
+        return [sample for sample in queue if condition in (None, sample.condition)][:limit]
 
     def move(self, consumed: Sequence[int], evicted: Sequence[int]) -> None:
         """pending -> replay -> gone. Raises ConflictError before anything is changed."""

@@ -16,18 +16,10 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import SQLAlchemyError
 
 from cema.cloud.store import sql_credentials, sql_deletion, sql_samples, sql_updates, sql_work
-from cema.cloud.store.base import (
-    DeviceRow,
-    GroupRow,
-    GroupState,
-    NewUpdate,
-    StepCommit,
-    StoredSample,
-    UpdateRow,
-    UserRow,
-)
+from cema.cloud.store.base import DeviceRow, GroupRow, GroupState, NewUpdate, StepCommit, UpdateRow, UserRow
 from cema.cloud.store.intact import damaged, is_damage
 from cema.cloud.store.migrate import migrate
+from cema.cloud.store.samples import Condition, StoredSample
 from cema.cloud.store.sealing import NO_KEYS, SampleKeys
 from cema.cloud.store.sql_tables import (
     as_device,
@@ -207,9 +199,13 @@ class SqlStore:
         with self._write() as connection:
             return sql_samples.add(connection, group, batch, now_ms, self._keys)
 
-    def pending(self, group: str, limit: int) -> list[StoredSample]:
+    def pending(self, group: str, limit: int, condition: Condition | None = None) -> list[StoredSample]:
         with self._read() as connection:
-            return sql_samples.pending(connection, group, limit, self._keys)
+            return sql_samples.pending(connection, group, limit, condition, self._keys)
+
+    def waiting(self, group: str) -> dict[Condition, int]:
+        with self._read() as connection:
+            return sql_samples.waiting(connection, group)
 
     def replay(self, group: str, after_row: int = 0) -> list[StoredSample]:
         with self._read() as connection:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, Select, insert, select, update
+from sqlalchemy import Connection, Select, func, insert, select, update
 
-from cema.cloud.store.base import StoredSample
 from cema.cloud.store.checks import base_mismatches
+from cema.cloud.store.samples import Condition, StoredSample
 from cema.cloud.store.sealing import SampleKeys
 from cema.cloud.store.sql_tables import PENDING, REPLAY, boots, devices, find_group, groups, payloads, samples
 from cema.wire.messages import Sample, SampleBatch, UploadReceipt
@@ -37,9 +37,26 @@ def add(connection: Connection, group: str, batch: SampleBatch, now_ms: int, key
     )
 
 
-def pending(connection: Connection, group: str, limit: int, keys: SampleKeys) -> list[StoredSample]:
+def pending(
+    connection: Connection, group: str, limit: int, condition: Condition | None, keys: SampleKeys
+) -> list[StoredSample]:
     find_group(connection, group)
-    return _stored(connection, _queue(group, PENDING).limit(limit), group, keys)
+    queue = _queue(group, PENDING).limit(limit)
+    if condition is not None:
+        queue = queue.where(samples.c.device_id == condition.device_id, samples.c.domain == condition.domain)
+    return _stored(connection, queue, group, keys)
+
+
+def waiting(connection: Connection, group: str) -> dict[Condition, int]:
+    find_group(connection, group)
+    condition = samples.c.device_id, samples.c.domain
+    counted = (
+        select(*condition, func.count())
+        .where(samples.c.group_name == group, samples.c.state == PENDING)
+        .group_by(*condition)
+        .order_by(func.min(samples.c.row_id))
+    )
+    return {Condition(device_id, domain): count for device_id, domain, count in connection.execute(counted)}
 
 
 def replay(connection: Connection, group: str, after_row: int, keys: SampleKeys) -> list[StoredSample]:
