@@ -29,9 +29,9 @@ class Schedule:
 
     tick_images: images seen by the group per tick. step_uploads: new samples U of a full step. least_uploads: with
     fewer than step_uploads pending, a tick still makes a full step of them if there are so many; for ``stats_owner``
-    edge both count by device and world. replay_draw: replay
-    samples added to U. replay_min: replay size from which it is used. replay_only: images of a step without uploads,
-    0 = there is none. replay_capacity: uploads kept, first in first out.
+    edge both count by device and world. replay_draw: replay samples added to U. replay_min: replay size from which it
+    is used. replay_only: images of a step without uploads, 0 = there is none. replay_capacity: uploads kept, first in
+    first out.
     """
 
     tick_images: int = 64
