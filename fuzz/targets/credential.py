@@ -8,7 +8,8 @@ from starlette.requests import Request
 
 from cema.cloud.api.callers import known_device, operator
 from cema.cloud.app import create_app
-from cema.cloud.store.memory import MemoryBlobs, MemoryStore
+from cema.cloud.store.blobs import MemoryBlobs
+from cema.cloud.store.memory import MemoryStore
 from cema.config import ServeConfig, ServerConfig
 from cema.errors import AuthError, EnrolmentError
 from cema.wire.tokens import ENROLMENT_PREFIX, KEY_PREFIX, USER_PREFIX, token_digest

@@ -10,7 +10,8 @@ import numpy as np
 from cema.cloud.api.context import Context
 from cema.cloud.api.samples import take
 from cema.cloud.app import create_app
-from cema.cloud.store.memory import MemoryBlobs, MemoryStore
+from cema.cloud.store.blobs import MemoryBlobs
+from cema.cloud.store.memory import MemoryStore
 from cema.config import ServeConfig, ServerConfig
 from cema.errors import CemaError, ForbiddenError, WireError
 from cema.wire.image import encode_image
