@@ -95,6 +95,14 @@ def _ordered(**changes: object) -> tuple[Spec, ...]:
     )
 
 
+def _recurring() -> tuple[Spec, ...]:
+    """Conditions that come back: worlds that are remembered, and none."""
+    stream = {"setting": "recurring", "corruptions": FOUR, "seeds": SEEDS}
+    methods = ("cema-offline", "cema")
+    bare = {name: {"statistics.worlds": 0} for name in methods}
+    return _ours("source", "bn-ema", "cema-paper", **stream), _cifar(methods=methods, options=bare, **stream)
+
+
 def _method_imagenet() -> tuple[Spec, ...]:
     """Few photographs, hence several passes and seeds; nothing about ``source`` depends on either."""
     corruptions = ("gaussian_noise", "defocus_blur", "fog", "contrast")
@@ -134,7 +142,7 @@ TABLES = {
     "method-reset": Table(
         (
             _ours("cema-paper"),
-            _ours("source", "bn", "labels", "cema-paper", corruptions=NEVER_TUNED),
+            _ours("source", "bn", "labels", "cema-paper", corruptions=NEVER_TUNED, seeds=SEEDS),
             _ours(seeds=SEEDS[1:]),
         ),
     ),
@@ -147,7 +155,7 @@ TABLES = {
             _ours("source", "bn-ema", "cema-paper", setting=setting) for setting in ("continual", "mixed", "gradual")
         ),
     ),
-    "method-recurring": Table((_ours("cema-paper", setting="recurring", corruptions=FOUR),)),
+    "method-recurring": Table(_recurring()),
     "method-late": Table((_cifar(methods=("cema",), delays=(10, 50)),)),
     "method-rest": Table((_ours("source", "bn", "labels", "cema-paper", skip=2000, limit=None),)),
     "method-device": Table(tuple(ablation.ablation(ablation.OFFLINE, "cema-offline")), tuned=False),

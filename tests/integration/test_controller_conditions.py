@@ -244,14 +244,12 @@ def test_without_uploads_a_tick_is_counted_and_nothing_learned_however_full_repl
 
 
 def test_the_only_device_in_another_world_makes_the_cloud_forget_everything(cloud: Cloud) -> None:
-    controller, recorder = cloud.controller()
+    controller, _ = cloud.controller()
     cloud.show("a", 7, 1, uploads=32)
     cloud.tick(controller)
-    assert recorder.forgotten == []
     assert not same(cloud.newest().parameters, source())
     cloud.show("a", 8, 2, uploads=16)
     cloud.tick(controller)
-    assert recorder.forgotten == [1.0]
     twin = Cloud(cloud.bundle)
     fresh, _ = twin.controller()
     twin.sent = 32

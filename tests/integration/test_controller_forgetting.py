@@ -1,10 +1,11 @@
-"""What the cloud forgets when a device comes into another world stays forgotten: over short steps, restarts, other
-groups on the same models, and steps that are taken back."""
+"""What the cloud forgets when a device comes into another world stays forgotten, and is there again when the device
+comes back: over short steps, restarts, other groups on the same models, and steps that are taken back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -14,23 +15,18 @@ from cema.cloud.adapt import create_adapter
 from cema.cloud.adapt.cema import CemaLite
 from cema.cloud.controller import Controller, Publishing
 from cema.cloud.sharing import SharedAdapter
+from cema.cloud.store.base import NewUpdate
 from cema.cloud.store.blobs import MemoryBlobs
 from cema.cloud.store.memory import MemoryStore
+from cema.cloud.store.samples import Condition
+from cema.cloud.worlds import WORLDS
 from cema.types import NormParameters
 from cema.wire.bundle import Bundle
 from cema.wire.image import encode_image
 from cema.wire.messages import Sample, SampleBatch
-from cema.wire.update import open_update
+from cema.wire.update import encode_update, open_update
 
 WORKER = "w"
-NOT_SAVED = (
-    "forget() before a step that is not made (fewer than least_images) is in no checkpoint, but the new world is known "
-    "from replay afterwards: Controller._enter never forgets again"
-)
-TAKEN_BACK = (
-    "the gate goes back to the state of the last published version, which is of the old world, but Controller._domains "
-    "has the new one: what was learned in the old is published as good in the new"
-)
 
 
 class TinyNet(nn.Module):
@@ -79,8 +75,8 @@ class Cloud:
         self.shared = SharedAdapter(create_adapter("cema-lite", TinyNet(), None, {"precision": "float32"}))
         self.start()
 
-    def tick(self, domain: int, uploads: int, group: str = "g") -> None:
-        """The device of the group uploads, and the cloud does what is due."""
+    def tick(self, domain: int, uploads: int, group: str = "g", device: str = "d") -> None:
+        """A device of the group uploads, and the cloud does what is due."""
         numbers = range(self.sent, self.sent + uploads)
         self.sent += uploads
         samples = [
@@ -91,7 +87,9 @@ class Cloud:
             for n in numbers
         ]  # fmt: skip
         boot_id, fingerprint = self.now_ms.to_bytes(16, "big"), self.bundle.manifest.fingerprint
-        batch = SampleBatch(device_id=group, boot_id=boot_id, fingerprint=fingerprint, samples_seen=64, samples=samples)
+        batch = SampleBatch(
+            device_id=device, boot_id=boot_id, fingerprint=fingerprint, samples_seen=64, samples=samples
+        )
         self.store.add_samples(group, batch, self.now_ms)
         row = self.store.claim(WORKER, self.now_ms, lease_ms=1000, tick_images=64, publish_interval_ms=0)
         assert row is not None
@@ -178,3 +176,85 @@ def test_it_stays_forgotten_when_the_first_step_in_the_new_world_is_taken_back(c
     cloud.adapter.after_step = lambda: None
     assert cloud.store.group("g").latest_version == 2
     assert_same(cloud.adapter.edge_parameters(), source())
+
+
+def learned_in_seven(cloud: Cloud) -> NormParameters:
+    """The device has learned in the world 7, then in 8."""
+    cloud.tick(7, 16)
+    cloud.tick(7, 16)
+    left = cloud.published()
+    cloud.tick(8, 16)
+    assert not same(cloud.published(), left)
+    return left
+
+
+def same(found: NormParameters, expected: NormParameters) -> bool:
+    return all(np.array_equal(value, expected[name]) for name, value in found.items())
+
+
+def test_a_world_that_comes_back_goes_on_where_it_was_left(cloud: Cloud) -> None:
+    left = learned_in_seven(cloud)
+    cloud.tick(7, 8)
+    newest = open_update(cloud.blobs.get(cloud.store.updates("g", 1)[0].blob), cloud.bundle.manifest)
+    assert newest.manifest.domain == 7
+    moved = {name: np.abs(value - left[name]).max() for name, value in newest.parameters.items()}
+    away = {name: np.abs(value - source()[name]).max() for name, value in newest.parameters.items()}
+    assert 0 < moved["bn.weight"] < away["bn.weight"]
+
+
+@pytest.mark.parametrize("between", ["nothing", "restart", "another group"])
+def test_what_was_learned_there_is_the_very_same(between: str, cloud: Cloud) -> None:
+    left = learned_in_seven(cloud)
+    if between == "restart":
+        cloud.restart()
+    if between == "another group":
+        cloud.start("other")
+        sent, cloud.sent = cloud.sent, 1000
+        cloud.tick(5, 16, "other", "e")
+        cloud.sent = sent
+    cloud.controllers["g"].worlds.enter(Condition("d", 7), cloud.controllers["g"].adapter)
+    assert_same(cloud.controllers["g"].adapter.edge_parameters(), left)
+
+
+def test_several_worlds_are_kept_apart(cloud: Cloud) -> None:
+    found = {}
+    for domain in (7, 8, 9):
+        cloud.tick(domain, 16)
+        found[domain] = cloud.published()
+    worlds = cloud.controllers["g"].worlds
+    for domain in (8, 7, 9, 7):
+        worlds.enter(Condition("d", domain), cloud.controllers["g"].adapter)
+        assert_same(cloud.controllers["g"].adapter.edge_parameters(), found[domain])
+
+
+def test_of_many_worlds_the_oldest_is_forgotten(cloud: Cloud) -> None:
+    cloud.tick(7, 16)
+    for domain in range(100, 100 + WORLDS):
+        cloud.tick(domain, 16)
+    adapter, worlds = cloud.controllers["g"].adapter, cloud.controllers["g"].worlds
+    assert [*worlds.learned] == [7, *range(100, 99 + WORLDS)]
+    cloud.tick(200, 16)
+    assert [*worlds.learned] == [*range(100, 100 + WORLDS)]
+    worlds.enter(Condition("d", 7), adapter)
+    assert_same(adapter.edge_parameters(), source())
+
+
+def test_devices_that_share_their_weights_have_no_worlds_of_their_own(cloud: Cloud) -> None:
+    learned_in_seven(cloud)
+    cloud.tick(5, 16, device="e")
+    cloud.tick(7, 8)
+    assert cloud.controllers["g"].worlds.learned == {}
+
+
+def test_what_was_rolled_back_does_not_come_back_with_its_world(cloud: Cloud) -> None:
+    learned_in_seven(cloud)
+    row = cloud.store.group("g")
+    newest = open_update(cloud.blobs.get(cloud.store.updates("g", 1)[0].blob), cloud.bundle.manifest).manifest
+    manifest = msgspec.structs.replace(newest, version=row.latest_version + 1, domain=msgspec.UNSET)
+    data = encode_update(manifest, source())
+    restored = NewUpdate(manifest.version, cloud.blobs.put(data), "", len(data), "cema-lite", {}, newest.version, 0)
+    cloud.store.roll_back("g", row.lineage, restored, cloud.now_ms)
+    cloud.restart()
+    assert cloud.controllers["g"].worlds.learned == {}
+    cloud.controllers["g"].worlds.enter(Condition("d", 7), cloud.controllers["g"].adapter)
+    assert_same(cloud.controllers["g"].adapter.edge_parameters(), source())

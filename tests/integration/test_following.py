@@ -147,6 +147,22 @@ def test_the_first_batch_of_another_world_is_answered_again(
     assert np.abs(probabilities(fresh) - old.predict(pale[:16]).confidence_B).max() > 0.1
 
 
+def test_a_world_that_comes_back_is_recognised_and_its_first_batch_answered_again(
+    device: Any, offline: Callable[..., EdgeAgent], clean: Uint8Array, pale: Uint8Array
+) -> None:
+    agent, domains = offline(), []
+    for world in (clean, pale, clean, pale):
+        revision = agent._updater.session.revision
+        first = agent.predict(list(world[:16]))
+        assert revisions(first) == {revision + 1}
+        for start in range(16, 160, 16):
+            agent.predict(list(world[start : start + 16]))
+        device.eventually(lambda: at_rest(agent))
+        domains.append(agent._follower.domain)
+    assert domains[:2] == domains[2:]
+    assert domains[0] != domains[1]
+
+
 @pytest.fixture
 def resting(offline: Callable[..., EdgeAgent], clean: Uint8Array, monkeypatch: pytest.MonkeyPatch) -> EdgeAgent:
     """A device that knows its world, may measure a tenth of the time, and whose measurements take one second of a clock

@@ -126,14 +126,33 @@ def test_styles_are_those_of_the_pictures_that_stay() -> None:
     assert sorted(memory.styles()[:, 0]) == sorted(held(memory)) == [2, 3, 4, 5, 6]
 
 
-def test_a_cleared_memory_is_empty_and_may_be_filled_again() -> None:
+def test_the_latest_pictures_can_be_dropped_and_their_places_filled_again() -> None:
     memory = ClassMemory(8, 2)
-    remember(memory, [0, 1, 1])
-    memory.clear()
+    remember(memory, [0, 1, 1, 0, 1])
+    memory.drop_latest(2)
+    assert sorted(held(memory)) == [0, 1, 2]
+    assert memory.counts().tolist() == [1, 2]
+    remember(memory, [1, 0, 1, 1], 50)
+    assert sorted(held(memory)) == [0, 2, 50, 51, 52, 53]
+    memory.drop_latest(99)
     assert len(memory) == 0
     assert memory.counts().size == 0
-    remember(memory, [1, 0], 50)
-    assert sorted(held(memory)) == [50, 51]
+
+
+def test_thinned_it_keeps_the_latest_of_each_class() -> None:
+    memory = ClassMemory(12, 3)
+    remember(memory, [0, 0, 0, 0, 1, 1, 2])
+    memory.thin(5)
+    assert sorted(held(memory)) == [2, 3, 4, 5, 6]
+    memory.thin(5)
+    assert len(memory) == 5
+
+
+def test_its_size_is_that_of_the_pictures_that_it_holds() -> None:
+    memory = ClassMemory(4, 2)
+    assert memory.size_bytes == 0
+    memory.add([np.zeros((5, 7, 3), np.uint8)] * 9, np.zeros((9, 6), np.float32), [0] * 9)
+    assert memory.size_bytes == len(memory) * 5 * 7 * 3 == 4 * 105
 
 
 def plain_style(image: Uint8Array) -> list[float]:

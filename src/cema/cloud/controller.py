@@ -17,12 +17,13 @@ import numpy as np
 import torch
 
 from cema.cloud.adapt.base import Adapter, Metrics, Schedule, State, restarted
-from cema.cloud.checkpoint import decode_checkpoint, encode_checkpoint
+from cema.cloud.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
 from cema.cloud.gate import Gate
 from cema.cloud.replay import Replay
 from cema.cloud.sharing import SharedAdapter
 from cema.cloud.store.base import BlobStore, GroupRow, NewUpdate, StepCommit, Store
 from cema.cloud.store.samples import Condition, StoredSample
+from cema.cloud.worlds import Worlds
 from cema.errors import DamagedError, NotFoundError, UpdateContentError, WireError
 from cema.types import Uint8Array
 from cema.wire import signing
@@ -74,7 +75,7 @@ class Controller:
         self._start = self._starting_state()
         self._resume()
         self.gate = Gate()
-        self._forgot = False
+        self._moved = False
         self._good: State = self._saved()  # what the gate goes back to: the state of the last published version
 
     @property
@@ -133,23 +134,14 @@ class Controller:
 
     def _learn(self, images: Sequence[Uint8Array], condition: Condition | None) -> Metrics | None:
         """One adapt step on uploads and replay, of one condition where that counts; None if it was not made."""
-        if condition is not None:
-            self._enter(condition)
+        if condition is not None and self.worlds.enter(condition, self.adapter):
+            self._good, self._moved = self.adapter.state(), True
         schedule, uploads_BCHW, replayed_BCHW = self.schedule, self._input(images), None
         held = len(self.replay) if condition is None else self.replay.count(condition)
         if held >= schedule.replay_min:
             replayed_BCHW = self._input(self.replay.draw(schedule.replay_draw, self.rng, condition))
         self.gate.before(self.adapter, uploads_BCHW)
         return self.adapter.step(uploads_BCHW, replayed_BCHW)
-
-    def _enter(self, condition: Condition) -> None:
-        """Notice when a device has come into another world: its share of what was learned is about a world that is
-        gone."""
-        before = self._domains.get(condition.device_id, condition.domain)
-        self._domains[condition.device_id] = condition.domain
-        if before != condition.domain:
-            self.adapter.forget(1 / len(self._domains))
-            self._good, self._forgot = self.adapter.state(), True
 
     def _replay_step(self) -> None:
         images_BCHW = self._input(self.replay.draw(self.schedule.replay_only, self.rng))
@@ -164,11 +156,12 @@ class Controller:
         if refusal:
             log.warning("group %s: step taken back: %s", self.group, refusal)
             self.adapter.load_state(self._good)
-        forgot, self._forgot = self._forgot, False
-        update = self._update_if_due(forgot or (metrics is not None and not refusal), metrics or {})
+        moved, self._moved = self._moved, False
+        update = self._update_if_due(moved or (metrics is not None and not refusal), metrics or {})
         checkpoint = None
-        if forgot or metrics is not None:
-            checkpoint = self.checkpoint = self.blobs.put(encode_checkpoint(self.adapter.state(), self.rng))
+        if moved or metrics is not None:
+            saved = Checkpoint(self.adapter.state(), self.rng, self.worlds.learned)
+            checkpoint = self.checkpoint = self.blobs.put(encode_checkpoint(saved))
         self._commit(update, consumed, evicted, checkpoint, over=over)
 
     def _update_if_due(self, changed: bool, metrics: Metrics | None = None) -> NewUpdate | None:
@@ -186,7 +179,7 @@ class Controller:
             created_at_ms=now,
             encoding=self.publishing.encoding if fits_float16(parameters) else "float32",
             stats_owner=self.adapter.stats_owner,
-            domain=next(iter(self._domains.values())) if len(self._domains) == 1 else msgspec.UNSET,
+            domain=msgspec.UNSET if self.worlds.only is None else self.worlds.only,
         )
         try:
             data = encode_update(manifest, parameters)
@@ -229,19 +222,21 @@ class Controller:
         self.row = self.store.group(self.group)
 
     def _resume(self) -> None:
-        """Random numbers and replay as the last committed step left them."""
-        if (last := self._last_step()) is not None:
-            self.rng = last[1]
+        """Random numbers, replay and worlds as the last committed step left them."""
+        last = self._last_step()
+        if last is not None:
+            self.rng = last.rng
         kept, images = self._decode(self.store.replay(self.group))
         self.replay.extend([sample.row_id for sample in kept], images, [sample.condition for sample in kept])
-        self._domains = dict(sample.condition for sample in kept) if self.shared.stats_owner == "edge" else {}
+        now = dict(sample.condition for sample in kept) if self.shared.stats_owner == "edge" else {}
+        self.worlds = Worlds(self.shared.initial, now, last.learned if last else {})
 
     def _saved(self) -> State:
         """The adapter's state as of the last committed step."""
         last = self._last_step()
-        return self._start if last is None else last[0]
+        return self._start if last is None else last.state
 
-    def _last_step(self) -> tuple[State, np.random.Generator] | None:
+    def _last_step(self) -> Checkpoint | None:
         """What the last step left; None before the first. A damaged file is as good as none: a group that learns
         again from the source is better off than one that never learns again."""
         if self.checkpoint is None:

@@ -52,11 +52,23 @@ class ClassMemory:
                 Remembered(picture.copy(), style, self._taken)  # a copy: the rest of its batch need not stay
             )
             self._taken += 1
-            if len(self) > self.places:
-                self._drop_one()
+            self.thin(self.places)
 
-    def clear(self) -> None:
-        self._rings.clear()
+    def drop_latest(self, count: int) -> None:
+        """Forget what is among the latest so many pictures taken in."""
+        before = self._taken - count
+        kept = {label: [each for each in ring if each.order < before] for label, ring in self._rings.items()}
+        self._rings = {label: deque(ring, maxlen=self._quota) for label, ring in kept.items() if ring}
+
+    def thin(self, places: int) -> None:
+        """Keep so many: the oldest of the largest class go, one after the other."""
+        while len(self) > places:
+            self._drop_one()
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the pictures."""
+        return sum(each.picture.nbytes for ring in self._rings.values() for each in ring)
 
     def pictures(self) -> Uint8Array:
         """uint8 [N, H, W, 3]: the latest of each class, then the one before of each class, and so on."""

@@ -6,8 +6,8 @@
 The cloud sees selected samples only, so statistics taken from them are biased; these come from the stream itself. How
 far a layer follows its own measurement depends on three things: how many pictures there are, how far the variances of
 the early layers lie from the source's (a clean stream is left alone), and how many classes they show (deep layers
-carry the class: with few classes in the memory they stay with the source). A change of the pictures' look empties
-the memory. docs/method.md has the reasons and what each part is worth.
+carry the class: with few classes in the memory they stay with the source). When the pictures' look changes, the world
+is another one, a new one or one that comes back (worlds.py). docs/method.md has the reasons and what each is worth.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from msgspec import Meta
 
 from cema.edge.measuring import MeasuringSession
 from cema.edge.memory import ClassMemory, pixel_style
+from cema.edge.worlds import LeftWorlds, Moments, World, apart
 from cema.types import Float32Array, NormParameters, Uint8Array
 from cema.wire.blend import BLEND, BlendSettings, diversity, log_ratio, shares, shift_size, trust
 from cema.wire.bundle import MeasuredLayer
@@ -34,35 +35,35 @@ class StatisticsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """The method's numbers, chosen on four corruptions of CIFAR-10 photographs (docs/method.md).
 
     memory: pictures. window: latest pictures that stand for the present look. change: distance of its mean from the
-    memory's, in standard deviations of one picture, at which the world counts as another. least: pictures without
-    which neither is judged. period, period_max: pictures between two measurements, at first and in the long run.
-    measured: pictures of one measurement, pixels_max: and their pixels, which bounds its memory.
+    memory's, in standard deviations of one picture, at which the world counts as another; again: below which a new one
+    counts as one that was left. least: pictures without which neither is judged. period, period_max: pictures between
+    two measurements, at first and in the long run. measured: pictures of one measurement, pixels_max: and their pixels,
+    which bounds its memory. worlds, aside_bytes: how many that were left are remembered, and their pictures, besides
+    the last (``LeftWorlds``).
     """
 
     memory: Count = 96
     window: Count = 16
     change: Annotated[float, Meta(gt=0)] = 2.2
+    again: Annotated[float, Meta(ge=0)] = 1.0
     least: Annotated[int, Meta(ge=2)] = 8
     period: Count = 64
     period_max: Count = 128
     measured: Count = 32
     pixels_max: Count = 8 * 224 * 224
+    worlds: Annotated[int, Meta(ge=0, le=64)] = 8
+    aside_bytes: Count = 1 << 24
 
 
 DOMAINS = 1 << 53
 """Domains are drawn below this: exact in JSON, and two of them never alike in practice."""
-SCENE_SD = 0.05
-"""What pictures of a scene that never moves still differ by, in the units of ``pixel_style``: else one odd one among
-them would be another world."""
 Due = Literal["no", "later", "now"]
 
 
 class LocalStatistics:
     """Statistics of one device. Not thread-safe: whoever owns it calls ``arrive``, ``take_in`` and ``refresh`` in turn.
 
-    source: the bundle's norm parameters. classes: C. rng: for domains. revision: rises with each refresh. domain: a
-    number drawn anew when the look of the stream changes. shift: how far the early layers' variances are from the
-    source's; None before the first look.
+    source: the bundle's norm parameters. classes: C. rng: for domains. revision: rises with each refresh.
     """
 
     def __init__(
@@ -77,27 +78,42 @@ class LocalStatistics:
         self._blend_by = blend
         self._measuring, self._source = measuring, measuring.bundle.source_parameters()
         self._layers = measuring.layers
-        self._memory = ClassMemory(s.memory, classes)
+        self._classes, self._rng = classes, rng
         self._window: deque[Float32Array] = deque(maxlen=s.window)
         self.revision = 0
-        self._rng, self.latest = rng, statistics_of(self._source, self._layers)
-        self._forget()
+        self._left = LeftWorlds(s.worlds, s.aside_bytes)
+        self._now = self._new_world(statistics_of(self._source, self._layers))
 
     def arrive(self, images_BHWC: Uint8Array) -> bool:
-        """Look at pictures that are about to be predicted; True if the world has changed since the last ones."""
+        """Look at pictures that are about to be predicted; True if this is another world than that of the last ones."""
         self._styles_BS = pixel_style(images_BHWC[-self.settings.window :])  # the others would leave the window at once
         self._window.extend(self._styles_BS)
-        if not self._has_changed():
-            return False
-        self._forget()
-        self._window.clear()  # what is left of the old world is no part of the new one's look
-        self._window.extend(self._styles_BS)
-        return True
+        changed = self._has_changed()
+        if changed:
+            self._leave()
+            self._window.clear()  # what is left of the old world is no part of the new one's look
+            self._window.extend(self._styles_BS)
+        return self._comes_back() or changed
+
+    @property
+    def domain(self) -> int:
+        """Number of the world, drawn anew for each."""
+        return self._now.domain
+
+    @property
+    def shift(self) -> float | None:
+        """How far the early layers' variances are from the source's; None before the first look at a world."""
+        return self._now.shift
+
+    @property
+    def latest(self) -> NormParameters:
+        """Means and variances to predict with."""
+        return self._now.latest
 
     @property
     def settled(self) -> bool:
         """Whether enough of this world has been seen for measurements that can wait."""
-        return self._seen >= self.settings.memory // 2
+        return self._now.seen >= self.settings.memory // 2
 
     def asks(self, count: int) -> Due:
         """Whether ``refresh`` will be due once so many more pictures have been taken in.
@@ -105,11 +121,12 @@ class LocalStatistics:
         ``now``: the same pictures can be answered again by statistics that know them (first ones after a start or a
         change); ``later``: after the answer.
         """
-        since = self._since + count
-        early = not self.settled and since >= max(1, self._seen // 2)
+        now = self._now
+        since = now.since + count
+        early = now.returned or (not self.settled and since >= max(1, now.seen // 2))
         if early and count >= self.settings.least:
             return "now"
-        return "later" if early or since >= self._period else "no"
+        return "later" if early or since >= now.period else "no"
 
     def take_in(self, images_BHWC: Uint8Array, labels: Sequence[int]) -> Due:
         """Remember the pictures of the last ``arrive`` with their predicted labels; returns what ``asks`` says of
@@ -117,26 +134,26 @@ class LocalStatistics:
         due = self.asks(len(labels))
         others = images_BHWC[: len(labels) - len(self._styles_BS)]
         styles_BS = np.concatenate([pixel_style(others), self._styles_BS]) if len(others) else self._styles_BS
-        self._memory.add(list(images_BHWC), styles_BS, labels)
-        self._seen += len(labels)
-        self._since += len(labels)
+        self._now.memory.add(list(images_BHWC), styles_BS, labels)
+        self._now.seen += len(labels)
+        self._now.since += len(labels)
         return due
 
     def refresh(self, parameters: NormParameters) -> None:
         """Measure the memory by these weights and biases: ``latest``, mean and variance of every batch norm by name."""
-        chunks = self._chunks()
-        n, classes, depth, by = len(self._memory), self._memory.classes, len(self._layers), self._blend_by
-        shown = diversity(self._memory.counts(), classes, by)
-        if self.shift is None:
+        chunks, now, by = self._chunks(), self._now, self._blend_by
+        n, classes, depth = len(now.memory), self._classes, len(self._layers)
+        shown = diversity(now.memory.counts(), classes, by)
+        if now.shift is None:
             glimpse = self._measure(chunks[0], parameters, shares(n, 1.0, shown, depth, by), keep=False)
             _, counts = np.unique(glimpse.argmax(axis=1), return_counts=True)
             shown = max(shown, diversity(counts, classes, by))
         shares_L = shares(n, self.trusted(), shown, depth, by)
         for chunk in chunks:
             self._measure(chunk, parameters, shares_L)
-        self.latest = self._blend(shares_L)
-        self._since = 0
-        self._period = self._next_period()
+        now.latest = self._blend(shares_L)
+        now.since, now.returned = 0, False
+        now.period = self._next_period()
         self.revision += 1
 
     def in_use(self, weights: NormParameters, domain: int | None) -> NormParameters:
@@ -146,35 +163,49 @@ class LocalStatistics:
 
     def trusted(self) -> float:
         """0..1 by how far the stream is from the source; 1 before the first look."""
-        return 1.0 if self.shift is None else trust(self.shift, self._blend_by)
+        return 1.0 if self._now.shift is None else trust(self._now.shift, self._blend_by)
 
-    def _forget(self) -> None:
-        self.domain = int(self._rng.integers(1, DOMAINS))
-        self._memory.clear()
-        self.shift: float | None = None
-        self._pool: list[tuple[Float32Array, Float32Array]] = []
-        self._since = self._rounds = self._seen = 0
-        self._period = self.settings.period
+    def _new_world(self, statistics: NormParameters) -> World:
+        """statistics: to predict with until the first measurement."""
+        domain = int(self._rng.integers(1, DOMAINS))
+        return World(domain, ClassMemory(self.settings.memory, self._classes), statistics, self.settings.period)
+
+    def _leave(self) -> None:
+        """Put this world aside, if enough of it is known to recognise it, and begin a new one."""
+        left = self._now
+        left.memory.drop_latest(len(self._window) - len(self._styles_BS))  # on the border between the two
+        left.memory.thin(self.settings.measured)
+        if self.settled:
+            self._left.put(left)
+        self._now = self._new_world(left.latest)
+
+    def _comes_back(self) -> bool:
+        """Whether a world that has just begun is one that was left; that is the present one then."""
+        s = self.settings
+        is_young = self._now.seen < s.window and len(self._window) >= s.least
+        known = self._left.take(np.array(self._window), s.again) if is_young else None
+        if known is None:
+            return False
+        known.returned, known.period = True, s.period
+        self._now = known
+        return True
 
     def _has_changed(self) -> bool:
         least = self.settings.least
         in_window = max(0, len(self._window) - len(self._styles_BS))  # pictures cannot be measured against themselves
-        known_NS = self._memory.styles(but_latest=in_window)
-        n = len(known_NS)
-        if n < least or len(self._window) < least:
+        known_NS = self._now.memory.styles(but_latest=in_window)
+        if len(known_NS) < least or len(self._window) < least:
             return False
-        sd_S = np.sqrt(known_NS.var(axis=0, ddof=1) * (1 + 2 / n) + SCENE_SD**2)
-        distance_S = np.abs(np.mean(self._window, axis=0) - known_NS.mean(axis=0)) / sd_S
-        return bool(distance_S.max() > self.settings.change)
+        return apart(np.array(self._window), known_NS) > self.settings.change
 
     def _next_period(self) -> int:
         """Twice as long each time once the memory has filled: what follows tells little new."""
         s = self.settings
-        return min(2 * self._period, s.period_max) if self.settled else s.period
+        return min(2 * self._now.period, s.period_max) if self.settled else s.period
 
     def _chunks(self) -> list[Uint8Array]:
         """The pictures of the memory that are measured, in parts that one forward may have."""
-        pictures, s = self._memory.pictures(), self.settings
+        pictures, s = self._now.memory.pictures(), self.settings
         size = max(1, s.pixels_max // (pictures.shape[1] * pictures.shape[2]))
         chosen = pictures[: s.measured]
         return [chosen[start : start + size] for start in range(0, len(chosen), size)]
@@ -183,24 +214,26 @@ class LocalStatistics:
         self, pictures: Uint8Array, parameters: NormParameters, share_L: Float32Array, *, keep: bool = True
     ) -> Float32Array:
         """One forward: the pool moves to what is measured, each layer by its share to the pool; returns the logits."""
-        weight = max(1 / (self._rounds + 1), len(pictures) / len(self._memory))
+        now = self._now
+        weight = max(1 / (now.rounds + 1), len(pictures) / len(now.memory))
         given = dict(parameters)
         for index, layer in enumerate(self._layers):
             given[layer.mean], given[layer.var] = self._prior(index, float(share_L[index]), weight)
         measured = self._measuring.measure(pictures, given, share_L * np.float32(weight))
-        pool, ratios, noises = [], [], []
+        pool: list[Moments] = []
+        ratios, noises = [], []
         for index, (first_BC, second_BC) in enumerate(measured.layers):
             mean_C, var_C, noise_C = _moments(first_BC, second_BC)
-            if self._pool:
-                old_mean_C, old_var_C = self._pool[index]
+            if now.pool:
+                old_mean_C, old_var_C = now.pool[index]
                 mean_C, var_C = old_mean_C + weight * (mean_C - old_mean_C), old_var_C + weight * (var_C - old_var_C)
             pool.append((mean_C, var_C))
             ratios.append(log_ratio(var_C, self._source[self._layers[index].var]))
             noises.append(noise_C * np.float32(weight))
-        self.shift = shift_size(ratios, noises)
+        now.shift = shift_size(ratios, noises)
         if keep:
-            self._pool = pool
-            self._rounds += 1
+            now.pool = pool
+            now.rounds += 1
         return measured.logits_BK
 
     def _prior(self, index: int, share: float, weight: float) -> tuple[Float32Array, Float32Array]:
@@ -210,18 +243,18 @@ class LocalStatistics:
         """
         layer = self._layers[index]
         sources = self._source[layer.mean], self._source[layer.var]
-        if not self._pool or weight >= 1:
+        if not self._now.pool or weight >= 1:
             return sources
         kept, rest = share * (1 - weight), 1 - share * weight
         mean_C, var_C = (
             np.asarray(((1 - share) * source + kept * pool) / rest, np.float32)
-            for source, pool in zip(sources, self._pool[index], strict=True)
+            for source, pool in zip(sources, self._now.pool[index], strict=True)
         )
         return mean_C, var_C
 
     def _blend(self, share_L: Float32Array) -> NormParameters:
         statistics: NormParameters = {}
-        for layer, share, (mean_C, var_C) in zip(self._layers, share_L, self._pool, strict=True):
+        for layer, share, (mean_C, var_C) in zip(self._layers, share_L, self._now.pool, strict=True):
             for name, value in ((layer.mean, mean_C), (layer.var, var_C)):
                 source = self._source[name]
                 statistics[name] = (source + share * (value - source)).astype(np.float32)

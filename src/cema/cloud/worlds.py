@@ -1,0 +1,56 @@
+"""In which world each device of a group learns, and what the only device of a group has learned in those it has left.
+
+Weights that were learned at night are no good at noon, but good again in the next night. The device says which world
+it is in (edge/worlds.py recognises it); its group goes on in it where it stopped. In a group of many devices, which
+share their weights, one that comes into another world pulls them back to the source by its share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from cema.cloud.adapt.base import Adapter, State
+from cema.cloud.store.samples import Condition
+
+WORLDS = 8
+"""That were left and are remembered, as on the device: each is part of every checkpoint, 4 bytes for each norm weight
+and bias."""
+Learned = dict[int, State]
+"""By domain, what differs from a group that has learned nothing; without momentum."""
+
+
+class Worlds:
+    """initial: state of an adapter that has learned nothing. now: domain of each device."""
+
+    def __init__(self, initial: State, now: Mapping[str, int], learned: Learned) -> None:
+        self._initial, self._now, self.learned = initial, dict(now), learned
+
+    @property
+    def only(self) -> int | None:
+        """The domain of a group of one device; what several have learned is good in all."""
+        return next(iter(self._now.values())) if len(self._now) == 1 else None
+
+    def enter(self, condition: Condition, adapter: Adapter) -> bool:
+        """Samples of this condition are about to be learned; True if the adapter has been changed for it."""
+        device, domain = condition
+        before = self._now.get(device, domain)
+        self._now[device] = domain
+        if before == domain:
+            return False
+        if len(self._now) > 1:
+            self.learned.clear()
+            adapter.forget(1 / len(self._now))
+            return True
+        self._leave(before, adapter.state())
+        adapter.load_state({**self._initial, **self.learned.pop(domain, {})})
+        return True
+
+    def _leave(self, domain: int, state: State) -> None:
+        initial = self._initial
+        self.learned[domain] = {
+            name: value for name, value in state.items() if name in initial and not np.array_equal(value, initial[name])
+        }
+        for oldest in [*self.learned][:-WORLDS]:
+            del self.learned[oldest]

@@ -1,0 +1,68 @@
+"""The worlds of a device's stream: the one it is in, and those that it has left and may come back to.
+
+A camera at a window knows noon, lamplight and fog; each comes again. What was measured in a world is put aside when
+the stream leaves it, and is there at once when pictures look like it again. What was learned in it, the cloud keeps
+(cloud/worlds.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cema.edge.memory import ClassMemory
+from cema.types import Float32Array, NormParameters
+
+SCENE_SD = 0.05
+"""What pictures of a scene that never moves still differ by, in the units of ``pixel_style``: else one odd one among
+them would be another world."""
+Moments = tuple[Float32Array, Float32Array]
+
+
+@dataclass
+class World:
+    """domain: its number. memory: pictures of it. latest: mean and variance of every batch norm, by name. pool:
+    measured (mean [C], variance [C]) of each layer, shift: how far the early ones' variances are from the source's,
+    None before the first look. rounds: measurements; seen, since: pictures, and those after the last measurement, of
+    which there is one each ``period``. returned: the stream has just come back to it."""
+
+    domain: int
+    memory: ClassMemory
+    latest: NormParameters
+    period: int
+    pool: list[Moments] = field(default_factory=list)
+    shift: float | None = None
+    rounds: int = 0
+    seen: int = 0
+    since: int = 0
+    returned: bool = False
+
+
+def apart(looks_NS: Float32Array, known_NS: Float32Array) -> float:
+    """How far the mean of some looks (``pixel_style``) is from that of known ones, in standard deviations of one
+    picture, in whichever number it is farthest."""
+    sd_S = np.sqrt(known_NS.var(axis=0, ddof=1) * (1 + 2 / len(known_NS)) + SCENE_SD**2)
+    return float((np.abs(looks_NS.mean(axis=0) - known_NS.mean(axis=0)) / sd_S).max())
+
+
+class LeftWorlds:
+    """Worlds that may come back, those that were left last. Besides the very last one (what comes now may be the one
+    before it) at most ``most``, with pictures of at most ``size_max`` bytes."""
+
+    def __init__(self, most: int, size_max: int) -> None:
+        self.most, self.size_max = most, size_max
+        self._worlds: list[World] = []
+
+    def put(self, world: World) -> None:
+        """The stream has left this one."""
+        while len(self._worlds) > self.most or sum(each.memory.size_bytes for each in self._worlds) > self.size_max:
+            self._worlds.pop(0)
+        self._worlds.append(world)
+
+    def take(self, looks_NS: Float32Array, nearer: float) -> World | None:
+        """The one that looks most like this, if it is nearer than that (see ``apart``); it counts as left no more."""
+        distances = [apart(looks_NS, world.memory.styles()) for world in self._worlds]
+        if not distances or min(distances) >= nearer:
+            return None
+        return self._worlds.pop(int(np.argmin(distances)))

@@ -1,0 +1,194 @@
+"""A device recognises a world that it has left, and has its statistics back at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cema.cloud.export import build_bundle
+from cema.edge.measuring import MeasuringSession
+from cema.edge.memory import ClassMemory, pixel_style
+from cema.edge.statistics import LocalStatistics, StatisticsSettings
+from cema.edge.worlds import LeftWorlds, World, apart
+from cema.types import NormParameters, Uint8Array
+from cema.wire.messages import Preprocess
+
+CLASSES = ["a", "b", "c", "d", "e"]
+SIZE_PX = 16
+KNOWN = 96
+"""Pictures after which a world is known well."""
+
+
+def day(count: int, seed: int) -> Uint8Array:
+    """Smooth pictures of middling light, each another."""
+    coarse = torch.rand((count, 3, 4, 4), generator=torch.Generator().manual_seed(seed)) * 120 + 60
+    fine = nn.functional.interpolate(coarse, (SIZE_PX, SIZE_PX), mode="bilinear", align_corners=True)
+    return fine.permute(0, 2, 3, 1).to(torch.uint8).contiguous().numpy()
+
+
+def night(count: int, seed: int) -> Uint8Array:
+    return day(count, seed) // np.uint8(4)
+
+
+def snowfall(count: int, seed: int) -> Uint8Array:
+    noise = np.random.default_rng(seed).normal(0, 40, (count, SIZE_PX, SIZE_PX, 3))
+    return np.clip(day(count, seed) + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def measuring() -> MeasuringSession:
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=None), nn.ReLU(), nn.Conv2d(4, 4, 3),
+        nn.BatchNorm2d(4, momentum=None), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, len(CLASSES)),
+    )  # fmt: skip
+    recipe = Preprocess(size=(SIZE_PX, SIZE_PX))
+    return MeasuringSession(build_bundle(module, name="net", preprocess=recipe, classes=CLASSES), threads=1)
+
+
+def statistics(measuring: MeasuringSession, **settings: float) -> LocalStatistics:
+    return LocalStatistics(measuring, len(CLASSES), np.random.default_rng(0), StatisticsSettings(**settings))  # type: ignore[arg-type]
+
+
+def changes(own: LocalStatistics, images: Uint8Array, batch: int = 16, classes: int = 5) -> Iterator[bool]:
+    """Show pictures, measuring whenever that is due; yields whether a batch was of another world."""
+    source = own._measuring.bundle.source_parameters()
+    for start in range(0, len(images), batch):
+        part = images[start : start + batch]
+        yield own.arrive(part)
+        if own.take_in(part, [(start + index) % classes for index in range(len(part))]) != "no":
+            own.refresh(source)
+
+
+def live(own: LocalStatistics, images: Uint8Array, batch: int = 16, classes: int = 5) -> int:
+    """The domain at the end."""
+    assert [*changes(own, images, batch, classes)]
+    return own.domain
+
+
+def same(one: NormParameters, other: NormParameters) -> bool:
+    return all(np.array_equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_world_that_comes_back_has_its_domain_and_its_statistics_before_anything_is_measured(
+    measuring: MeasuringSession,
+) -> None:
+    own = statistics(measuring)
+    domain, known, shift = live(own, day(KNOWN, 1)), own.latest, own.shift
+    assert live(own, night(KNOWN, 2)) != domain
+    assert not same(own.latest, known)
+    assert own.arrive(day(16, 3))
+    assert (own.domain, own.shift) == (domain, shift)
+    assert same(own.latest, known)
+
+
+def test_it_is_measured_anew_with_its_first_pictures_which_are_answered_again(measuring: MeasuringSession) -> None:
+    own = statistics(measuring)
+    live(own, day(KNOWN, 1))
+    live(own, night(KNOWN, 2))
+    own.arrive(day(16, 3))
+    assert own.take_in(day(16, 3), [0, 1] * 8) == "now"
+    own.refresh(measuring.bundle.source_parameters())
+    assert own.asks(16) == "no", "once"
+
+
+def test_a_new_world_is_not_taken_for_one_of_the_others(measuring: MeasuringSession) -> None:
+    own = statistics(measuring)
+    domains = {live(own, day(KNOWN, 1)), live(own, night(KNOWN, 2)), live(own, snowfall(KNOWN, 3))}
+    assert len(domains) == 3
+
+
+def test_each_of_several_worlds_is_recognised_again_and_again(measuring: MeasuringSession) -> None:
+    own = statistics(measuring)
+    worlds = day, night, snowfall
+    first = [live(own, world(KNOWN, seed)) for seed, world in enumerate(worlds)]
+    for turn in range(1, 4):
+        assert [live(own, world(KNOWN, 10 * turn + seed)) for seed, world in enumerate(worlds)] == first
+
+
+@pytest.mark.parametrize("batch", [1, 4, 8, 64])
+def test_it_is_recognised_in_batches_of_any_size(batch: int, measuring: MeasuringSession) -> None:
+    own = statistics(measuring)
+    first = live(own, day(128, 1), batch), live(own, night(128, 2), batch)
+    for start in range(3, 9, 2):
+        assert (live(own, day(64, start), batch), live(own, night(64, start + 1), batch)) == first
+
+
+def test_coming_back_in_single_pictures_is_one_change_and_one_recognition(measuring: MeasuringSession) -> None:
+    own = statistics(measuring)
+    live(own, day(KNOWN, 1), batch=1)
+    live(own, night(KNOWN, 2), batch=1)
+    assert sum(changes(own, day(KNOWN, 3), batch=1)) == 2
+
+
+def test_a_world_of_which_little_was_seen_is_not_remembered(measuring: MeasuringSession) -> None:
+    own = statistics(measuring)
+    live(own, day(KNOWN, 1))
+    glimpse = live(own, night(32, 2))
+    live(own, day(KNOWN, 3))
+    assert live(own, night(KNOWN, 4)) != glimpse
+
+
+@pytest.mark.parametrize("settings", [{"again": 0.0}, {"change": 1e9}])
+def test_recognising_worlds_can_be_switched_off(settings: dict[str, float], measuring: MeasuringSession) -> None:
+    own = statistics(measuring, **settings)
+    changed = [
+        list(changes(own, world(KNOWN, seed))).count(True) for seed, world in enumerate((day, night, day, night))
+    ]
+    assert changed == ([0, 1, 1, 1] if "again" in settings else [0, 0, 0, 0])
+
+
+def test_of_more_worlds_than_are_remembered_the_oldest_is_forgotten(measuring: MeasuringSession) -> None:
+    own = statistics(measuring, worlds=1)
+    first = [live(own, world(KNOWN, seed)) for seed, world in enumerate((day, night, snowfall))]
+    assert live(own, night(KNOWN, 4)) == first[1]
+    assert live(own, day(KNOWN, 5)) != first[0]
+
+
+def test_a_world_is_put_aside_with_as_many_pictures_as_one_measurement_takes(measuring: MeasuringSession) -> None:
+    own = statistics(measuring, measured=24)
+    live(own, day(KNOWN, 1))
+    live(own, night(KNOWN, 2))
+    size = day(1, 0).nbytes
+    assert [world.memory.size_bytes for world in own._left._worlds] == [24 * size]
+    assert own._now.memory.size_bytes > 90 * size
+
+
+def left(number: int, pictures: Uint8Array) -> World:
+    memory = ClassMemory(96, len(CLASSES))
+    memory.add(list(pictures), pixel_style(pictures), [index % 5 for index in range(len(pictures))])
+    return World(number, memory, {}, 64)
+
+
+def test_what_is_put_aside_stays_within_its_bytes() -> None:
+    size = left(0, day(50, 0)).memory.size_bytes
+    worlds = LeftWorlds(8, int(1.5 * size))
+    for number, world in enumerate((day, night, snowfall)):
+        worlds.put(left(number, world(50, number)))
+    assert worlds.take(pixel_style(day(16, 9)), 1.0) is None
+    found = worlds.take(pixel_style(night(16, 9)), 1.0)
+    assert found is not None
+    assert found.domain == 1
+    assert worlds.take(pixel_style(night(16, 9)), 1.0) is None, "it is left no more"
+
+
+def test_the_nearest_is_taken() -> None:
+    worlds = LeftWorlds(8, 1 << 24)
+    for number, light in enumerate((8, 5, 6)):
+        worlds.put(left(number, day(64, number) // np.uint8(light)))
+    found = worlds.take(pixel_style(day(64, 9) // np.uint8(5)), 5.0)
+    assert found is not None
+    assert found.domain == 1
+
+
+def test_looks_are_apart_by_the_number_that_differs_most() -> None:
+    rng = np.random.default_rng(0)
+    known_NS = rng.normal(0, 1, (1000, 6)).astype(np.float32)
+    looks_NS = rng.normal(0, 1, (1000, 6)).astype(np.float32)
+    assert apart(looks_NS, known_NS) < 0.2
+    looks_NS[:, 4] -= 3
+    assert apart(looks_NS, known_NS) == pytest.approx(3, abs=0.2)
