@@ -239,6 +239,14 @@ def test_of_many_worlds_the_oldest_is_forgotten(cloud: Cloud) -> None:
     assert_same(adapter.edge_parameters(), source())
 
 
+def test_a_glimpse_takes_no_world_its_place(cloud: Cloud) -> None:
+    cloud.tick(7, 16)
+    for domain in range(100, 101 + WORLDS):
+        cloud.tick(domain, 8)  # no step: too few for one
+    cloud.tick(8, 16)
+    assert [*cloud.controllers["g"].worlds.learned] == [7]
+
+
 def test_devices_that_share_their_weights_have_no_worlds_of_their_own(cloud: Cloud) -> None:
     learned_in_seven(cloud)
     cloud.tick(5, 16, device="e")

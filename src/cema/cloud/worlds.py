@@ -49,8 +49,11 @@ class Worlds:
 
     def _leave(self, domain: int, state: State) -> None:
         initial = self._initial
-        self.learned[domain] = {
+        learned = {
             name: value for name, value in state.items() if name in initial and not np.array_equal(value, initial[name])
         }
+        if not learned:  # a glimpse, which must not take the place of a world
+            return
+        self.learned[domain] = learned
         for oldest in [*self.learned][:-WORLDS]:
             del self.learned[oldest]
