@@ -216,6 +216,20 @@ def test_what_was_learned_there_is_the_very_same(between: str, cloud: Cloud) -> 
     assert_same(cloud.controllers["g"].adapter.edge_parameters(), left)
 
 
+def test_after_a_restart_it_knows_in_which_world_it_learned_last(cloud: Cloud) -> None:
+    learned_in_seven(cloud)
+    cloud.tick(7, 16)
+    left = cloud.published()
+    cloud.store.enrol("d", "g", "0" * 64, cloud.now_ms)
+    cloud.store.delete_samples("d")
+    assert cloud.store.replay("g") == []
+    cloud.restart()
+    worlds, adapter = cloud.controllers["g"].worlds, cloud.controllers["g"].adapter
+    for domain in (8, 7):
+        assert worlds.enter(Condition("d", domain), adapter)
+    assert_same(adapter.edge_parameters(), left)
+
+
 def test_several_worlds_are_kept_apart(cloud: Cloud) -> None:
     found = {}
     for domain in (7, 8, 9):

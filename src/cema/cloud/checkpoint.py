@@ -7,6 +7,7 @@ One safetensors blob per step; no pickle. Loading the blob and going on gives th
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -18,21 +19,23 @@ from cema.cloud.worlds import Learned
 from cema.errors import StorageError
 
 _RNG_NAME = "rng"
-_LEFT = "left"
+_LEFT, _NOW = "left", "now"
 """Tensors of a world that was left are named left.DOMAIN.NAME."""
 
 
 class Checkpoint(NamedTuple):
-    """state: of the adapter. learned: see ``cema.cloud.worlds.Worlds``; in the order in which worlds were left."""
+    """state: of the adapter. now, learned: see ``cema.cloud.worlds.Worlds``; in the order in which worlds were left."""
 
     state: State
     rng: np.random.Generator
+    now: Mapping[str, int]
     learned: Learned
 
 
 def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
     """Bytes of a checkpoint; PCG64's state is 128-bit integers, kept as JSON text in a uint8 tensor."""
-    text = json.dumps({**checkpoint.rng.bit_generator.state, _LEFT: [*checkpoint.learned]}, sort_keys=True).encode()
+    worlds = {_NOW: dict(checkpoint.now), _LEFT: [*checkpoint.learned]}
+    text = json.dumps({**checkpoint.rng.bit_generator.state, **worlds}, sort_keys=True).encode()
     left = {
         f"{_LEFT}.{domain}.{name}": value
         for domain, state in checkpoint.learned.items()
@@ -46,6 +49,7 @@ def decode_checkpoint(data: bytes) -> Checkpoint:
     try:
         entries = dict(deserialize(data))  # type: ignore[no-untyped-call]
         said = json.loads(bytes(entries.pop(_RNG_NAME)["data"]))
+        now = {str(device): int(domain) for device, domain in said.pop(_NOW, {}).items()}
         learned: Learned = {int(domain): {} for domain in said.pop(_LEFT, [])}
         rng = np.random.default_rng()
         rng.bit_generator.state = said
@@ -59,4 +63,4 @@ def decode_checkpoint(data: bytes) -> Checkpoint:
                 state[name] = value
     except (SafetensorError, KeyError, ValueError, IndexError, AttributeError) as error:
         raise StorageError(f"expected an adaptation checkpoint, got {len(data)} bytes: {error}") from error
-    return Checkpoint(state, rng, learned)
+    return Checkpoint(state, rng, now, learned)

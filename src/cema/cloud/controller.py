@@ -160,7 +160,7 @@ class Controller:
         update = self._update_if_due(moved or (metrics is not None and not refusal), metrics or {})
         checkpoint = None
         if moved or metrics is not None:
-            saved = Checkpoint(self.adapter.state(), self.rng, self.worlds.learned)
+            saved = Checkpoint(self.adapter.state(), self.rng, self.worlds.of_one, self.worlds.learned)
             checkpoint = self.checkpoint = self.blobs.put(encode_checkpoint(saved))
         self._commit(update, consumed, evicted, checkpoint, over=over)
 
@@ -179,7 +179,7 @@ class Controller:
             created_at_ms=now,
             encoding=self.publishing.encoding if fits_float16(parameters) else "float32",
             stats_owner=self.adapter.stats_owner,
-            domain=msgspec.UNSET if self.worlds.only is None else self.worlds.only,
+            domain=next(iter(self.worlds.of_one.values()), msgspec.UNSET),
         )
         try:
             data = encode_update(manifest, parameters)
@@ -229,7 +229,7 @@ class Controller:
         kept, images = self._decode(self.store.replay(self.group))
         self.replay.extend([sample.row_id for sample in kept], images, [sample.condition for sample in kept])
         now = dict(sample.condition for sample in kept) if self.shared.stats_owner == "edge" else {}
-        self.worlds = Worlds(self.shared.initial, now, last.learned if last else {})
+        self.worlds = Worlds(self.shared.initial, {**now, **(last.now if last else {})}, last.learned if last else {})
 
     def _saved(self) -> State:
         """The adapter's state as of the last committed step."""

@@ -28,9 +28,9 @@ class Worlds:
         self._initial, self._now, self.learned = initial, dict(now), learned
 
     @property
-    def only(self) -> int | None:
-        """The domain of a group of one device; what several have learned is good in all."""
-        return next(iter(self._now.values())) if len(self._now) == 1 else None
+    def of_one(self) -> Mapping[str, int]:
+        """The world of a group's only device; empty if there are several: what they have learned is good in all."""
+        return self._now if len(self._now) == 1 else {}
 
     def enter(self, condition: Condition, adapter: Adapter) -> bool:
         """Samples of this condition are about to be learned; True if the adapter has been changed for it."""
