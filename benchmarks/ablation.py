@@ -59,6 +59,26 @@ CLOUD: dict[str, Options] = {
     "no class prior": {"classes.rounds": 0},
 }
 """Of ``cema``."""
+PARTS = {
+    "cema-offline": (
+        "as it is",
+        "always full trust",
+        "no least trust",
+        "deep layers follow all the same",
+        "any number of pictures is evidence",
+        "all of the measured statistics",
+        "no class prior",
+    ),
+    "cema": (
+        "as it is",
+        "foundation model alone teaches",
+        "student alone teaches (cema-lite)",
+        "divergence alone",
+        "no random slice",
+        "e_min as in the paper",
+    ),
+}
+"""What is shown with three seeds: the parts of the method, without which it would be another."""
 RATES = (0.01, 0.03, 0.1, 0.25, 0.5, 1.0)
 """Samples per picture at full trust: the curve of accuracy against bytes."""
 
@@ -68,11 +88,17 @@ def _spec(method: str, options: Options, **changes: object) -> Spec:
     return Spec(dataset="cifar10", methods=(method,), limit=2000, options=given, **changes)  # type: ignore[arg-type]
 
 
-def ablation(variants: dict[str, Options], method: str) -> Iterator[Spec]:
+def ablation(variants: dict[str, Options], method: str, seeds: tuple[int, ...] = (0,)) -> Iterator[Spec]:
     """Each variant on the four corruptions and clean pictures alone, and on two of them sorted by class."""
     for options in variants.values():
-        yield _spec(method, options, corruptions=(*FOUR, "clean"))
-        yield _spec(method, options, corruptions=FOUR[:2], setting="correlated", alpha=0.0)
+        yield _spec(method, options, corruptions=(*FOUR, "clean"), seeds=seeds)
+        yield _spec(method, options, corruptions=FOUR[:2], setting="correlated", alpha=0.0, seeds=seeds)
+
+
+def parts(seeds: tuple[int, ...]) -> Iterator[Spec]:
+    """The parts of the method, with several seeds."""
+    for method, variants in (("cema-offline", OFFLINE), ("cema", CLOUD)):
+        yield from ablation({name: variants[name] for name in PARTS[method]}, method, seeds)
 
 
 def changes() -> Iterator[Spec]:

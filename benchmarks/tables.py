@@ -5,12 +5,12 @@
     python benchmarks/tables.py cifar-controls cifar-controls-continual batch-one imagenet row --data DIR
     python benchmarks/tables.py cifar-cotta cifar-cotta-continual --data DIR
     python benchmarks/tables.py method-reset method-clean method-small method-sorted method-dirichlet --data DIR
-    python benchmarks/tables.py method-device method-cloud method-changes method-pareto --data DIR
+    python benchmarks/tables.py method-device method-cloud method-parts method-changes method-pareto --data DIR
     python benchmarks/tables.py method-continual method-recurring method-late method-rest method-imagenet --data DIR
 
 The CIFAR tables share their streams: ``cema bench report`` puts their files together on one page. Rivals run with the
 numbers of results/tuning.json. Finished cells are kept in the cache folder: a table that was
-interrupted goes on, and ``--within 30`` stops after so many minutes. Written to results/NAME.json with what is there
+interrupted goes on, ``--within 30`` stops after so many minutes, and ``--seeds 0`` leaves out the others. Written to results/NAME.json with what is there
 so far; ``cema bench report`` makes the page.
 """
 
@@ -21,7 +21,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -147,19 +147,22 @@ TABLES = {
         ),
     ),
     "method-clean": Table((_ours("source", seeds=SEEDS, corruptions=("clean",), limit=None),)),
-    "method-small": Table((_cifar(methods=("cema",), batch_size=8), _cifar(methods=("cema",), batch_size=1))),
-    "method-sorted": Table(_ordered(alpha=0.0)),
-    "method-dirichlet": Table(_ordered()),
+    "method-small": Table(tuple(_cifar(methods=("cema",), batch_size=size, seeds=SEEDS) for size in (8, 1))),
+    "method-sorted": Table(_ordered(alpha=0.0, seeds=SEEDS)),
+    "method-dirichlet": Table(_ordered(seeds=SEEDS)),
     "method-continual": Table(
         tuple(
-            _ours("source", "bn-ema", "cema-paper", setting=setting) for setting in ("continual", "mixed", "gradual")
+            _ours("source", "bn-ema", "cema-paper", setting=setting, seeds=(seed,))
+            for seed in SEEDS
+            for setting in ("continual", "mixed", "gradual")
         ),
     ),
     "method-recurring": Table(_recurring()),
-    "method-late": Table((_cifar(methods=("cema",), delays=(10, 50)),)),
-    "method-rest": Table((_ours("source", "bn", "labels", "cema-paper", skip=2000, limit=None),)),
+    "method-late": Table((_cifar(methods=("cema",), delays=(10, 50), seeds=SEEDS),)),
+    "method-rest": Table((_ours("source", "bn", "labels", "cema-paper", skip=2000, limit=None, seeds=SEEDS),)),
     "method-device": Table(tuple(ablation.ablation(ablation.OFFLINE, "cema-offline")), tuned=False),
     "method-cloud": Table(tuple(ablation.ablation(ablation.CLOUD, "cema")), tuned=False),
+    "method-parts": Table(tuple(ablation.parts(SEEDS)), tuned=False),
     "method-changes": Table(tuple(ablation.changes()), tuned=False),
     "method-pareto": Table(tuple(ablation.pareto()), tuned=False),
     "method-imagenet": Table(_method_imagenet(), tuned=False),
@@ -186,10 +189,16 @@ def main() -> None:
     parser.add_argument("names", nargs="+", choices=TABLES)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--within", type=float, default=24 * 60, help="minutes, for all tables together")
+    parser.add_argument("--seeds", type=lambda text: [*map(int, text.split(","))], default=SEEDS, help="of the table's")
     arguments = parser.parse_args()
     end_s = time.monotonic() + 60 * arguments.within
     for name in arguments.names:
-        _make(name, TABLES[name], arguments.data, end_s)
+        _make(name, _with_seeds(TABLES[name], arguments.seeds), arguments.data, end_s)
+
+
+def _with_seeds(table: Table, seeds: Sequence[int]) -> Table:
+    chosen = [(spec, tuple(seed for seed in spec.seeds if seed in seeds)) for spec in table.specs]
+    return replace(table, specs=tuple(msgspec.structs.replace(spec, seeds=some) for spec, some in chosen if some))
 
 
 def _make(name: str, table: Table, data: Path, end_s: float) -> None:
