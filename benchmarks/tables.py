@@ -9,9 +9,9 @@
     python benchmarks/tables.py method-continual method-recurring method-late method-rest method-imagenet --data DIR
 
 The CIFAR tables share their streams: ``cema bench report`` puts their files together on one page. Rivals run with the
-numbers of results/tuning.json. Finished cells are kept in the cache folder: a table that was
-interrupted goes on, ``--within 30`` stops after so many minutes, and ``--seeds 0`` leaves out the others. Written to results/NAME.json with what is there
-so far; ``cema bench report`` makes the page.
+numbers of results/tuning.json. Finished cells are kept in the cache folder: a table that was interrupted goes on,
+``--within 30`` stops after so many minutes, and ``--seeds 0`` leaves out the others. Written to results/NAME.json with
+what is there so far; ``cema bench report`` makes the page.
 """
 
 from __future__ import annotations
