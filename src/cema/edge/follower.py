@@ -223,7 +223,7 @@ class Follower:
             return False
         started_s, settled = self._clock(), own.settled
         own.refresh(own.in_use(*weights))
-        self.trust = own.trusted()
+        self.trust, self.domain = own.trusted(), own.domain
         self._updater.renew()
         if settled:
             done_s = self._clock()

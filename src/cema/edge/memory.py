@@ -56,9 +56,11 @@ class ClassMemory:
 
     def drop_latest(self, count: int) -> None:
         """Forget what is among the latest so many pictures taken in."""
-        before = self._taken - count
-        kept = {label: [each for each in ring if each.order < before] for label, ring in self._rings.items()}
-        self._rings = {label: deque(ring, maxlen=self._quota) for label, ring in kept.items() if ring}
+        self._keep(range(self._taken - count))
+
+    def keep_latest(self, count: int) -> None:
+        """Forget all others."""
+        self._keep(range(self._taken - count, self._taken))
 
     def thin(self, places: int) -> None:
         """Keep so many: the oldest of the largest class go, one after the other."""
@@ -84,6 +86,17 @@ class ClassMemory:
     def counts(self) -> NDArray[np.int64]:
         """Pictures of each class that has some."""
         return np.array([len(ring) for ring in self._rings.values() if ring], np.int64)
+
+    def copy(self) -> ClassMemory:
+        """With the same pictures, to be changed on its own."""
+        other = ClassMemory(self.places, self.classes)
+        other._rings = {label: ring.copy() for label, ring in self._rings.items()}
+        other._taken = self._taken
+        return other
+
+    def _keep(self, orders: range) -> None:
+        kept = {label: [each for each in ring if each.order in orders] for label, ring in self._rings.items()}
+        self._rings = {label: deque(ring, maxlen=self._quota) for label, ring in kept.items() if ring}
 
     def _drop_one(self) -> None:
         largest = max(self._rings.values(), key=lambda ring: (len(ring), -ring[0].order))

@@ -20,9 +20,9 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from cema.edge.measuring import MeasuringSession
+from cema.edge.measuring import Measured, MeasuringSession
 from cema.edge.memory import ClassMemory, pixel_style
-from cema.edge.worlds import LeftWorlds, Moments, World, apart
+from cema.edge.worlds import LeftWorlds, Moments, World, apart, unlike
 from cema.types import Float32Array, NormParameters, Uint8Array
 from cema.wire.blend import BLEND, BlendSettings, diversity, log_ratio, shares, shift_size, trust
 from cema.wire.bundle import MeasuredLayer
@@ -36,16 +36,17 @@ class StatisticsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
     memory: pictures. window: latest pictures that stand for the present look. change: distance of its mean from the
     memory's, in standard deviations of one picture, at which the world counts as another; again: below which a new one
-    counts as one that was left. least: pictures without which neither is judged. period, period_max: pictures between
-    two measurements, at first and in the long run. measured: pictures of one measurement, pixels_max: and their pixels,
-    which bounds its memory. worlds, aside_bytes: how many that were left are remembered, and their pictures, besides
-    the last (``LeftWorlds``).
+    counts as one that was left, unless what is measured then is unlike it (``cema.edge.worlds``). least: pictures
+    without which neither is judged. period, period_max: pictures between two measurements, at first and in the long
+    run. measured: pictures of one measurement, pixels_max: and their pixels, which bounds its memory. worlds,
+    aside_bytes: how many that were left are remembered, and their pictures, besides the last.
     """
 
     memory: Count = 96
     window: Count = 16
     change: Annotated[float, Meta(gt=0)] = 2.2
     again: Annotated[float, Meta(ge=0)] = 1.0
+    unlike: Annotated[float, Meta(ge=0)] = 2.0
     least: Annotated[int, Meta(ge=2)] = 8
     period: Count = 64
     period_max: Count = 128
@@ -123,7 +124,7 @@ class LocalStatistics:
         """
         now = self._now
         since = now.since + count
-        early = now.returned or (not self.settled and since >= max(1, now.seen // 2))
+        early = not self.settled and since >= max(1, now.seen // 2)
         if early and count >= self.settings.least:
             return "now"
         return "later" if early or since >= now.period else "no"
@@ -140,20 +141,17 @@ class LocalStatistics:
         return due
 
     def refresh(self, parameters: NormParameters) -> None:
-        """Measure the memory by these weights and biases: ``latest``, mean and variance of every batch norm by name."""
-        chunks, now, by = self._chunks(), self._now, self._blend_by
-        n, classes, depth = len(now.memory), self._classes, len(self._layers)
-        shown = diversity(now.memory.counts(), classes, by)
-        if now.shift is None:
-            glimpse = self._measure(chunks[0], parameters, shares(n, 1.0, shown, depth, by), keep=False)
-            _, counts = np.unique(glimpse.argmax(axis=1), return_counts=True)
-            shown = max(shown, diversity(counts, classes, by))
-        shares_L = shares(n, self.trusted(), shown, depth, by)
-        for chunk in chunks:
-            self._measure(chunk, parameters, shares_L)
-        now.latest = self._blend(shares_L)
-        now.since, now.returned = 0, False
-        now.period = self._next_period()
+        """Measure the memory by these weights and biases: ``latest``, mean and variance of every batch norm by name.
+        A world that came back is another one after all if it only looks the same: then ``domain`` changes."""
+        now = self._now
+        measured = self._look(parameters)
+        if now.left is not None and now.seen >= self.settings.measured:
+            left, now.left = now.left, None
+            if self._unlike(measured, left) > self.settings.unlike:
+                self._now = self._new_world(now.latest)
+                self._now.memory, self._now.seen = now.memory, now.seen
+                self._now.memory.keep_latest(now.seen)
+                self._look(parameters)
         self.revision += 1
 
     def in_use(self, weights: NormParameters, domain: int | None) -> NormParameters:
@@ -165,6 +163,31 @@ class LocalStatistics:
         """0..1 by how far the stream is from the source; 1 before the first look."""
         return 1.0 if self._now.shift is None else trust(self._now.shift, self._blend_by)
 
+    def _look(self, parameters: NormParameters) -> list[Measured]:
+        chunks, now, by = self._chunks(), self._now, self._blend_by
+        n, classes, depth = len(now.memory), self._classes, len(self._layers)
+        shown = diversity(now.memory.counts(), classes, by)
+        if now.shift is None:
+            glimpse = self._measure(chunks[0], parameters, shares(n, 1.0, shown, depth, by), keep=False)
+            _, counts = np.unique(glimpse.logits_BK.argmax(axis=1), return_counts=True)
+            shown = max(shown, diversity(counts, classes, by))
+        shares_L = shares(n, self.trusted(), shown, depth, by)
+        measured = [self._measure(chunk, parameters, shares_L) for chunk in chunks]
+        now.latest = self._blend(shares_L)
+        now.since, now.period = 0, self._next_period()
+        return measured
+
+    def _unlike(self, measured: Sequence[Measured], known: World) -> float:
+        """See ``cema.edge.worlds.unlike``. measured: one measurement, in parts."""
+        ratios, errors, both = [], [], 1 + known.error * sum(len(each.logits_BK) for each in measured)
+        for layer, (_, known_C) in enumerate(known.pool):
+            moments = [each.layers[layer] for each in measured]
+            first_BC, second_BC = (np.concatenate(parts) for parts in zip(*moments, strict=True))
+            _, var_C, error_C = _moments(first_BC, second_BC)
+            ratios.append(log_ratio(var_C, known_C))
+            errors.append(error_C * np.float32(both))
+        return unlike(ratios, errors)
+
     def _new_world(self, statistics: NormParameters) -> World:
         """statistics: to predict with until the first measurement."""
         domain = int(self._rng.integers(1, DOMAINS))
@@ -175,19 +198,18 @@ class LocalStatistics:
         left = self._now
         left.memory.drop_latest(len(self._window) - len(self._styles_BS))  # on the border between the two
         left.memory.thin(self.settings.measured)
-        if self.settled:
+        if self.settled or left.left is not None:
             self._left.put(left)
         self._now = self._new_world(left.latest)
 
     def _comes_back(self) -> bool:
         """Whether a world that has just begun is one that was left; that is the present one then."""
         s = self.settings
-        is_young = self._now.seen < s.window and len(self._window) >= s.least
-        known = self._left.take(np.array(self._window), s.again) if is_young else None
+        is_young = self._now.seen < s.window and len(self._window) >= s.least and self._now.left is None
+        known = self._left.like(np.array(self._window), s.again) if is_young else None
         if known is None:
             return False
-        known.returned, known.period = True, s.period
-        self._now = known
+        self._now = known.again(s.period)
         return True
 
     def _has_changed(self) -> bool:
@@ -212,8 +234,8 @@ class LocalStatistics:
 
     def _measure(
         self, pictures: Uint8Array, parameters: NormParameters, share_L: Float32Array, *, keep: bool = True
-    ) -> Float32Array:
-        """One forward: the pool moves to what is measured, each layer by its share to the pool; returns the logits."""
+    ) -> Measured:
+        """One forward: the pool moves to what is measured, each layer by its share to the pool."""
         now = self._now
         weight = max(1 / (now.rounds + 1), len(pictures) / len(now.memory))
         given = dict(parameters)
@@ -234,7 +256,8 @@ class LocalStatistics:
         if keep:
             now.pool = pool
             now.rounds += 1
-        return measured.logits_BK
+            now.error += weight * (weight / len(pictures) - (2 - weight) * now.error)
+        return measured
 
     def _prior(self, index: int, share: float, weight: float) -> tuple[Float32Array, Float32Array]:
         """What the graph must blend with a measurement m, by share * weight, so that out comes

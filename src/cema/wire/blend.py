@@ -63,14 +63,17 @@ def shift_size(log_ratios: Sequence[Float32Array], noises: Sequence[Float32Array
     """How far the early layers are from the source: median over their channels of ln(variance / source's)^2.
 
     log_ratios: ln(variance / source's) [C] of each layer. noises: expected square of the error of each, taken off.
-    The first layer is left out (its channels see pixels, and vary with what is in them), and so are those of the
-    second half.
     """
     squares = [ratio_C**2 for ratio_C in log_ratios]
     if noises is not None:
         squares = [square_C - noise_C for square_C, noise_C in zip(squares, noises, strict=True)]
-    early = squares[1 : max(2, len(squares) // 2)] or squares
-    return max(0.0, float(np.median(np.concatenate(early))))
+    return max(0.0, float(np.median(np.concatenate(early(squares)))))
+
+
+def early(layers: Sequence[Float32Array]) -> Sequence[Float32Array]:
+    """Those that show light and sensor: not the first (its channels see pixels, and vary with what is in them), and
+    none of the second half."""
+    return layers[1 : max(2, len(layers) // 2)] or layers
 
 
 def log_ratio(variance_C: Float32Array, source_C: Float32Array) -> Float32Array:
