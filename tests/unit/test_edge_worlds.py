@@ -192,6 +192,18 @@ def test_recognising_worlds_can_be_switched_off(settings: dict[str, float], meas
     assert changed == ([0, 1, 1, 1] if "again" in settings else [0, 0, 0, 0])
 
 
+def test_a_world_that_is_left_before_it_was_confirmed_stays_as_it_was(measuring: MeasuringSession) -> None:
+    own = statistics(measuring)
+    first = live(own, day(KNOWN, 1)), live(own, night(KNOWN, 2))
+    before = {world.domain: (world, len(world.memory), world.rounds) for world in own._left._worlds}
+    for turn in range(3, 9):
+        assert live(own, (day if turn % 2 else night)(16, turn)) == first[0 if turn % 2 else 1]
+        assert all(world.left is None for world in own._left._worlds), "nothing piles up"
+    world, pictures, rounds = before[first[0]]
+    assert any(each is world for each in own._left._worlds)
+    assert (len(world.memory), world.rounds) == (pictures, rounds)
+
+
 def test_of_more_worlds_than_are_remembered_the_oldest_is_forgotten(measuring: MeasuringSession) -> None:
     own = statistics(measuring, worlds=1)
     first = [live(own, world(KNOWN, seed)) for seed, world in enumerate((day, night, snowfall))]

@@ -195,12 +195,14 @@ class LocalStatistics:
 
     def _leave(self) -> None:
         """Put this world aside, if enough of it is known to recognise it, and begin a new one."""
-        left = self._now
-        left.memory.drop_latest(len(self._window) - len(self._styles_BS))  # on the border between the two
-        left.memory.thin(self.settings.measured)
-        if self.settled or left.left is not None:
-            self._left.put(left)
-        self._now = self._new_world(left.latest)
+        gone = self._now
+        if gone.left is not None:  # not confirmed: what is known of it is what was known before
+            self._left.put(gone.left)
+        elif self.settled:
+            gone.memory.drop_latest(len(self._window) - len(self._styles_BS))  # on the border between the two
+            gone.memory.thin(self.settings.measured)
+            self._left.put(gone)
+        self._now = self._new_world(gone.latest)
 
     def _comes_back(self) -> bool:
         """Whether a world that has just begun is one that was left; that is the present one then."""
