@@ -19,8 +19,9 @@ from cema.config import RuntimeConfig, StatisticsConfig
 from cema.edge import EdgeAgent
 from cema.edge.follower import TOGETHER
 from cema.edge.measuring import MeasuringSession
+from cema.edge.mixed import MixedStatistics
+from cema.edge.routing import Session
 from cema.edge.session import EdgeSession
-from cema.edge.statistics import LocalStatistics
 from cema.edge.updater import Updater
 from cema.types import Prediction, Uint8Array
 from cema.wire.bundle import decode_bundle, encode_bundle, fingerprint
@@ -168,13 +169,13 @@ def resting(offline: Callable[..., EdgeAgent], clean: Uint8Array, monkeypatch: p
     """A device that knows its world, may measure a tenth of the time, and whose measurements take one second of a clock
     that stands still else (``agent.now_s``)."""
     agent: Any = offline(duty=0.1)
-    agent.now_s, real = 0.0, LocalStatistics.refresh
+    agent.now_s, real = 0.0, MixedStatistics.refresh
 
-    def slow(own: LocalStatistics, parameters: Any) -> None:
-        real(own, parameters)
+    def slow(own: MixedStatistics, *weights: Any) -> None:
+        real(own, *weights)
         agent.now_s += 1.0
 
-    monkeypatch.setattr(LocalStatistics, "refresh", slow)
+    monkeypatch.setattr(MixedStatistics, "refresh", slow)
     monkeypatch.setattr(agent._follower, "_clock", lambda: agent.now_s)
     show(agent, clean, 10)
     assert agent._follower._not_before_s == pytest.approx(agent.now_s + 9.0)
@@ -262,14 +263,14 @@ def test_predict_touches_neither_disk_nor_network_while_it_measures(
 def test_four_threads_get_right_answers_while_statistics_are_renewed(
     device: Any, offline: Callable[..., EdgeAgent], clean: Uint8Array, pale: Uint8Array, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sessions: list[EdgeSession] = []
-    real = Updater._build
+    sessions: list[Session] = []
+    real = Updater._choose
 
-    def noted(*arguments: Any) -> EdgeSession:
-        sessions.append(real(*arguments))
+    def noted(updater: Updater) -> Session:
+        sessions.append(real(updater))
         return sessions[-1]
 
-    monkeypatch.setattr(Updater, "_build", noted)
+    monkeypatch.setattr(Updater, "_choose", noted)
     agent, rounds = offline(), 30
     # all start a round at once; the follower has taken in the last one, but may be measuring still
     together = threading.Barrier(4, lambda: device.eventually(lambda: not agent._follower._waiting), timeout=60)

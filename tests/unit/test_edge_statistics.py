@@ -14,10 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cema.cloud.adapt.blended import Blended
 from cema.cloud.export import build_bundle
 from cema.cloud.norms import read_parameters, write_parameters
-from cema.edge.measuring import MeasuringSession
+from cema.edge.measuring import MeasuringSession, statistics_of
 from cema.edge.memory import ClassMemory, pixel_style
 from cema.edge.session import EdgeSession
-from cema.edge.statistics import LocalStatistics, StatisticsSettings, statistics_of
+from cema.edge.statistics import LocalStatistics, StatisticsSettings
 from cema.types import Float32Array, NormParameters, Uint8Array
 from cema.wire.blend import BLEND, diversity, log_ratio, shares, shift_size, trust
 from cema.wire.bundle import Bundle

@@ -33,9 +33,11 @@ from cema.cloud.store.memory import MemoryStore
 from cema.config import ImageCoding, SelectionConfig
 from cema.edge.classes import ClassesSettings
 from cema.edge.measuring import MeasuringSession
+from cema.edge.mixed import MixedStatistics
+from cema.edge.mixture import MixtureSettings
 from cema.edge.pacing import PacedSelector, PacingSettings
 from cema.edge.selection import SampleSelector, Selector
-from cema.edge.statistics import LocalStatistics, StatisticsSettings
+from cema.edge.statistics import StatisticsSettings
 from cema.types import NormParameters, Uint8Array
 from cema.wire.blend import BLEND, BlendSettings
 from cema.wire.bundle import Bundle
@@ -66,6 +68,7 @@ class Own(msgspec.Struct, frozen=True, kw_only=True):
     blend: BlendSettings = BLEND
     classes: ClassesSettings = ClassesSettings()
     pacing: PacingSettings = PacingSettings()
+    mixture: MixtureSettings = MixtureSettings()
 
 
 class Travel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -140,7 +143,7 @@ class Simulator:
         by = None if numbers is None else numbers.classes
         if numbers is not None and bundle.measures:
             measuring, classes = MeasuringSession(bundle, threads=threads), len(bundle.manifest.classes)
-            own = LocalStatistics(measuring, classes, rng, numbers.statistics, numbers.blend)
+            own = MixedStatistics(measuring, classes, rng, numbers.statistics, numbers.blend, numbers.mixture)
         return Device(f"edge-{index}", bundle, self._selector(rng), link, rng, threads, delay, coding, own, by)
 
     def _selector(self, rng: np.random.Generator) -> SampleSelector:

@@ -14,9 +14,10 @@ from cema.bench.link import Channel, Link
 from cema.bench.uploads import in_batches
 from cema.config import SelectionConfig
 from cema.edge.classes import ClassesSettings, RecentClasses
+from cema.edge.mixed import MixedStatistics
+from cema.edge.routing import Session, following_session
 from cema.edge.selection import FollowsStream, SampleSelector, Selector, entropy, softmax
 from cema.edge.session import EdgeSession
-from cema.edge.statistics import LocalStatistics
 from cema.types import Float32Array, NormParameters, Uint8Array
 from cema.wire.body import pack_batch
 from cema.wire.bundle import Bundle
@@ -80,9 +81,9 @@ class Device:
     threads: int
     delay: int
     coding: str = "auto"
-    statistics: LocalStatistics | None = None
+    statistics: MixedStatistics | None = None
     by_classes: ClassesSettings | None = None
-    session: EdgeSession = field(init=False)
+    session: Session = field(init=False)
     seen: int = 0
     steps: int = 0
     sent: int = 0
@@ -99,14 +100,19 @@ class Device:
 
     def use(self, parameters: NormParameters, version: int, domain: int | None = None) -> None:
         """Swap the parameters. domain: in which they are good, None = in all."""
-        self.weights, self.domain = parameters, domain
-        self._build(version)
+        self.weights, self.domain, self.version = parameters, domain, version
+        self._renew()
 
-    def _build(self, version: int) -> None:
-        parameters = self.weights
-        if self.statistics is not None:
-            parameters = self.statistics.in_use(self.weights, self.domain)
-        self.session = EdgeSession(self.bundle, parameters, version, threads=self.threads)
+    def _renew(self) -> None:
+        own = self.statistics
+        if own is None:
+            self.session = self._build(self.weights)
+        else:
+            before = self.session if self.seen else None
+            self.session = following_session(own, self.weights, self.domain, self.version, self._build, before)
+
+    def _build(self, parameters: NormParameters, revision: int = 0) -> EdgeSession:
+        return EdgeSession(self.bundle, parameters, self.version, revision=revision, threads=self.threads)
 
     def predict(self, images_BHWC: Uint8Array) -> tuple[Float32Array, Float32Array, NDArray[np.bool_]]:
         """(probabilities [B, K], entropy [B] in nats, selected [B])."""
@@ -121,22 +127,23 @@ class Device:
         self.steps += 1
         return probabilities_BK, entropy_B, kept_B
 
-    def _followed(self, fitted_BHWC: Uint8Array, own: LocalStatistics) -> Float32Array:
+    def _followed(self, fitted_BHWC: Uint8Array, own: MixedStatistics) -> Float32Array:
         """Predict, and follow the stream; the first pictures of a world are answered again."""
         if changed := own.arrive(fitted_BHWC):
-            self._build(self.session.version)
+            self._renew()
         given_BK = softmax(self.session.logits(fitted_BHWC))
         answer_BK = self.classes.correct(given_BK)
         due = own.take_in(fitted_BHWC, answer_BK.argmax(axis=1).tolist())
         if due != "no":
-            own.refresh(own.in_use(self.weights, self.domain))
-            self._build(self.session.version)
+            own.refresh(self.weights, self.domain)
+            self._renew()
         if due == "now":
             given_BK = softmax(self.session.logits(fitted_BHWC))
             answer_BK = self.classes.correct(given_BK)
         self.classes.take_in(given_BK, answer_BK.argmax(axis=1).tolist())
         if isinstance(self.selector, FollowsStream):
-            self.selector.follow(own.trusted(), changed, self.classes.narrow)
+            silent = self.classes.narrow or own.mixture is not None
+            self.selector.follow(own.trusted(), changed, silent)
         return answer_BK
 
     def upload(

@@ -29,8 +29,9 @@ from cema.edge.identity import Identity
 from cema.edge.outbox import Outbox
 from cema.edge.pacing import PacedSelector
 from cema.edge.pictures import BeforeUpload, Image, fitted, guard, passed_through
+from cema.edge.routing import Session
 from cema.edge.selection import BoolArray, FollowsStream, SampleSelector, Selector
-from cema.edge.session import Answers, EdgeSession
+from cema.edge.session import Answers
 from cema.edge.slots import OUTBOX_FILE, StateFolder
 from cema.edge.updater import Updater, open_bundle, place_of, trusted_key
 from cema.edge.uplink import Uplink
@@ -103,9 +104,10 @@ class EdgeAgent:
         fitted_HWC = [fitted(index, image, recipe) for index, image in enumerate(images)]
         fitted_BHWC = np.stack(fitted_HWC) if len(fitted_HWC) > 1 else fitted_HWC[0][np.newaxis]
         session, answers = self._answer(session, fitted_BHWC)
-        kept = self._select(session, answers).tolist()
+        domain = self._follower.domain
+        kept = self._select(session, answers, domain).tolist()
         predictions = _predictions(answers, kept, session)
-        self._hand_over(session, images, fitted_BHWC, predictions)
+        self._hand_over(session, images, fitted_BHWC, predictions, domain)
         self.counters.predicted(len(images), sum(kept), time.perf_counter() - started_s)
         self._follower.wake()
         return predictions
@@ -128,6 +130,7 @@ class EdgeAgent:
             "fingerprint": session.fingerprint,
             "version": session.version,
             "stats_revision": session.revision,
+            "looks": self._follower.looks,
             "adaptation": "on" if self._updater.adapting else "off",
             "samples_seen": counters.samples_seen,
             "selected": counters.selected,
@@ -215,27 +218,27 @@ class EdgeAgent:
         self._folder.put_bundle(data, signature, place)
         return bundle
 
-    def _renew_selector(self, session: EdgeSession, following: bool) -> None:
+    def _renew_selector(self, session: Session, following: bool) -> None:
         paced = following and self._config.selection.enabled
         make = self._make_selector or (PacedSelector if paced else Selector)
         self._selector = make(self._config.selection, len(session.bundle.manifest.classes))
         self._paced = self._selector if following and isinstance(self._selector, FollowsStream) else None
         self._selects_for = session.fingerprint, following
 
-    def _select(self, session: EdgeSession, answers: Answers) -> BoolArray:
+    def _select(self, session: Session, answers: Answers, domain: int) -> BoolArray:
         with self._mutex:
             following = self._updater.following
             if (session.fingerprint, following) != self._selects_for:
                 self._renew_selector(session, following)
+            lost = following and domain == 0  # the cloud could not tell in what world a sample was seen
             if self._paced is not None:
                 follower = self._follower
-                self._paced.follow(follower.trust, follower.take_change(), follower.narrow)
+                self._paced.follow(follower.trust, follower.take_change(), follower.narrow or lost)
             kept_B = self._selector.select(answers.probabilities_BK, answers.entropy_B)
-        lost = following and self._follower.domain == 0  # the cloud could not tell in what world a sample was seen
         sends = self._updater.adapting and self._config.uplink.send_samples
         return kept_B if sends and not lost else np.zeros_like(kept_B)
 
-    def _answer(self, session: EdgeSession, fitted_BHWC: Uint8Array) -> tuple[EdgeSession, Answers]:
+    def _answer(self, session: Session, fitted_BHWC: Uint8Array) -> tuple[Session, Answers]:
         """What the model says, by statistics that follow the stream and in the light of the classes that show."""
         given = session.predict(fitted_BHWC)
         answers = self._follower.correct(given)
@@ -248,7 +251,12 @@ class EdgeAgent:
         return session, answers
 
     def _hand_over(
-        self, session: EdgeSession, images: Sequence[Image], fitted_BHWC: Uint8Array, predictions: list[Prediction]
+        self,
+        session: Session,
+        images: Sequence[Image],
+        fitted_BHWC: Uint8Array,
+        predictions: list[Prediction],
+        domain: int,
     ) -> None:
         kept = [index for index, prediction in enumerate(predictions) if prediction.selected]
         if not kept:
@@ -274,13 +282,13 @@ class EdgeAgent:
                     said.version,
                     now_s,
                     said.stats_revision,
-                    self._follower.domain,
+                    domain,
                 )
             )
         self._uplink.offer(captured)
 
 
-def _predictions(answers: Answers, kept: list[bool], session: EdgeSession) -> list[Prediction]:
+def _predictions(answers: Answers, kept: list[bool], session: Session) -> list[Prediction]:
     version, revision = session.version, session.revision
     rows = zip(answers.label_B.tolist(), answers.confidence_B.tolist(), answers.entropy_B.tolist(), kept, strict=True)
     return [

@@ -20,9 +20,10 @@ from cema.config import DeviceConfig
 from cema.edge.classes import RecentClasses
 from cema.edge.counters import EdgeCounters
 from cema.edge.measuring import MeasuringSession
+from cema.edge.mixed import MixedStatistics
 from cema.edge.selection import entropy
 from cema.edge.session import Answers
-from cema.edge.statistics import Due, LocalStatistics
+from cema.edge.statistics import Due
 from cema.edge.updater import Updater
 from cema.errors import CemaError
 from cema.types import Float32Array, Uint8Array
@@ -50,8 +51,8 @@ class Seen(NamedTuple):
 class Follower:
     """Statistics of a running device. ``look`` is called by ``predict``, ``step`` by a worker thread.
 
-    trust: how far the stream is from the source, 0..1. domain: of the present world, 0 while nothing is followed.
-    narrow: whether far fewer classes show than in the long run.
+    trust: how far the stream is from the source, 0..1. domain: of the present world, 0 while nothing is
+    followed or looks alternate. narrow: whether far fewer classes show than in the long run.
     """
 
     def __init__(
@@ -68,13 +69,18 @@ class Follower:
         self._changed = threading.Condition()
         self._waiting: deque[Seen] = deque()
         self._closed = self._due = self._failed = self._idle = False
-        self._own: LocalStatistics | None = None
+        self._own: MixedStatistics | None = None
         self._fingerprint = ""
         self._other_world = False
         self.trust, self.domain = 1.0, 0
         self._counting = threading.Lock()  # of the classes
         self._classes: RecentClasses | None = None
         self._classes_of = ""
+
+    @property
+    def looks(self) -> int:
+        """How many alternate, 1 while nothing is followed."""
+        return 1 if self._own is None else self._own.looks
 
     @property
     def narrow(self) -> bool:
@@ -211,7 +217,7 @@ class Follower:
         if bundle.manifest.fingerprint != fingerprint:
             return False
         measuring = MeasuringSession(bundle, threads=self._config.runtime.threads)
-        self._own = LocalStatistics(measuring, len(bundle.manifest.classes), self._rng)
+        self._own = MixedStatistics(measuring, len(bundle.manifest.classes), self._rng)
         self._fingerprint = fingerprint
         self._updater.follow(self._own)
         return True
@@ -222,7 +228,7 @@ class Follower:
         if own is None or weights is None:
             return False
         started_s, settled = self._clock(), own.settled
-        own.refresh(own.in_use(*weights))
+        own.refresh(*weights)
         self.trust, self.domain = own.trusted(), own.domain
         self._updater.renew()
         if settled:

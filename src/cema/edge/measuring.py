@@ -6,6 +6,7 @@ per picture and channel the moments of every norm layer's input (edge/statistics
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,9 @@ import onnxruntime as ort
 from cema.edge.session import ORT_ERRORS, given, session_options
 from cema.errors import BundleError
 from cema.types import Float32Array, NormParameters, Uint8Array
-from cema.wire.bundle import SHARE_INPUT, Bundle, measured_layers, shared_weights
+from cema.wire.bundle import SHARE_INPUT, Bundle, MeasuredLayer, measured_layers, shared_weights
+
+_VARIANCE_FLOOR = 1e-8
 
 
 class Moments(NamedTuple):
@@ -29,6 +32,20 @@ class Measured(NamedTuple):
 
     logits_BK: Float32Array
     layers: list[Moments]
+
+
+def moments_of(first_BC: Float32Array, second_BC: Float32Array) -> tuple[Float32Array, Float32Array, Float32Array]:
+    """Mean, biased variance, and the squared relative error of that variance from B pictures, [C] each."""
+    mean_C = first_BC.mean(axis=0)
+    spread_BC = second_BC - 2 * first_BC * mean_C + mean_C**2
+    var_C = np.maximum(spread_BC.mean(axis=0), _VARIANCE_FLOOR)
+    noise_C = spread_BC.var(axis=0) / len(first_BC) / var_C**2
+    return mean_C, var_C, noise_C
+
+
+def statistics_of(parameters: NormParameters, layers: Sequence[MeasuredLayer]) -> NormParameters:
+    """Means and variances alone."""
+    return {name: parameters[name] for layer in layers for name in (layer.mean, layer.var)}
 
 
 class MeasuringSession:

@@ -33,6 +33,10 @@ class Remembered(NamedTuple):
     order: int
 
 
+Labelled = tuple[int, Remembered]
+"""With the class that was predicted for it."""
+
+
 class ClassMemory:
     """At most ``places`` pictures; of one class at most its share of them, the latest. classes: C."""
 
@@ -76,6 +80,11 @@ class ClassMemory:
         """uint8 [N, H, W, 3]: the latest of each class, then the one before of each class, and so on."""
         rounds = zip_longest(*(reversed(ring) for ring in self._rings.values()))
         return np.stack([each.picture for each in chain(*rounds) if each is not None])
+
+    def labelled(self) -> list[Labelled]:
+        """All, oldest first."""
+        found = [(label, each) for label, ring in self._rings.items() for each in ring]
+        return sorted(found, key=lambda pair: pair[1].order)
 
     def styles(self, but_latest: int = 0) -> Float32Array:
         """Of all pictures but those that are among the latest so many taken in, float32 [N, S]."""

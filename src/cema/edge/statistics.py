@@ -7,7 +7,8 @@ The cloud sees selected samples only, so statistics taken from them are biased; 
 far a layer follows its own measurement depends on three things: how many pictures there are, how far the variances of
 the early layers lie from the source's (a clean stream is left alone), and how many classes they show (deep layers
 carry the class: with few classes in the memory they stay with the source). When the pictures' look changes, the world
-is another one, a new one or one that comes back (worlds.py). docs/method.md has the reasons and what each is worth.
+is another one, a new one or one that comes back (worlds.py); where several looks alternate, each has statistics of its
+own (mixed.py). docs/method.md has the reasons and what each is worth.
 """
 
 from __future__ import annotations
@@ -20,14 +21,12 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from cema.edge.measuring import Measured, MeasuringSession
-from cema.edge.memory import ClassMemory, pixel_style
+from cema.edge.measuring import Measured, MeasuringSession, moments_of, statistics_of
+from cema.edge.memory import STYLES, ClassMemory, Labelled, pixel_style
 from cema.edge.worlds import LeftWorlds, Moments, World, apart, unlike
 from cema.types import Float32Array, NormParameters, Uint8Array
 from cema.wire.blend import BLEND, BlendSettings, diversity, log_ratio, shares, shift_size, trust
-from cema.wire.bundle import MeasuredLayer
 
-_VARIANCE_FLOOR = 1e-8
 Count = Annotated[int, Meta(ge=1)]
 
 
@@ -62,7 +61,8 @@ Due = Literal["no", "later", "now"]
 
 
 class LocalStatistics:
-    """Statistics of one device. Not thread-safe: whoever owns it calls ``arrive``, ``take_in`` and ``refresh`` in turn.
+    """Statistics of one look at a time. Not thread-safe: whoever owns it calls ``arrive``, ``take_in`` and ``refresh`` in
+    turn.
 
     source: the bundle's norm parameters. classes: C. rng: for domains. revision: rises with each refresh.
     """
@@ -81,19 +81,20 @@ class LocalStatistics:
         self._layers = measuring.layers
         self._classes, self._rng = classes, rng
         self._window: deque[Float32Array] = deque(maxlen=s.window)
+        self.styles_BS = np.zeros((0, STYLES), np.float32)  # of the pictures that arrived last
         self.revision = 0
         self._left = LeftWorlds(s.worlds, s.aside_bytes)
         self._now = self._new_world(statistics_of(self._source, self._layers))
 
     def arrive(self, images_BHWC: Uint8Array) -> bool:
         """Look at pictures that are about to be predicted; True if this is another world than that of the last ones."""
-        self._styles_BS = pixel_style(images_BHWC[-self.settings.window :])  # the others would leave the window at once
-        self._window.extend(self._styles_BS)
+        self.styles_BS = pixel_style(images_BHWC[-self.settings.window :])  # the others would leave the window at once
+        self._window.extend(self.styles_BS)
         changed = self._has_changed()
         if changed:
             self._leave()
             self._window.clear()  # what is left of the old world is no part of the new one's look
-            self._window.extend(self._styles_BS)
+            self._window.extend(self.styles_BS)
         return self._comes_back() or changed
 
     @property
@@ -133,9 +134,10 @@ class LocalStatistics:
         """Remember the pictures of the last ``arrive`` with their predicted labels; returns what ``asks`` says of
         them."""
         due = self.asks(len(labels))
-        others = images_BHWC[: len(labels) - len(self._styles_BS)]
-        styles_BS = np.concatenate([pixel_style(others), self._styles_BS]) if len(others) else self._styles_BS
-        self._now.memory.add(list(images_BHWC), styles_BS, labels)
+        others = images_BHWC[: len(labels) - len(self.styles_BS)]
+        if len(others):
+            self.styles_BS = np.concatenate([pixel_style(others), self.styles_BS])
+        self._now.memory.add(list(images_BHWC), self.styles_BS, labels)
         self._now.seen += len(labels)
         self._now.since += len(labels)
         return due
@@ -153,6 +155,17 @@ class LocalStatistics:
                 self._now.memory.keep_latest(now.seen)
                 self._look(parameters)
         self.revision += 1
+
+    def remembered(self) -> list[Labelled]:
+        """The pictures of this world, oldest first."""
+        return self._now.memory.labelled()
+
+    def begin(self, known: Sequence[Labelled], statistics: NormParameters) -> None:
+        """Another world, of which these pictures are known already. statistics: until it is measured."""
+        self._now = self._new_world(statistics)
+        self._window.clear()
+        pictures = [each.picture for _, each in known]
+        self._now.memory.add(pictures, np.array([each.style for _, each in known]), [label for label, _ in known])
 
     def in_use(self, weights: NormParameters, domain: int | None) -> NormParameters:
         """What to predict with: the latest statistics, and weights that were learned in this domain (None: in all),
@@ -183,7 +196,7 @@ class LocalStatistics:
         for layer, (_, known_C) in enumerate(known.pool):
             moments = [each.layers[layer] for each in measured]
             first_BC, second_BC = (np.concatenate(parts) for parts in zip(*moments, strict=True))
-            _, var_C, error_C = _moments(first_BC, second_BC)
+            _, var_C, error_C = moments_of(first_BC, second_BC)
             ratios.append(log_ratio(var_C, known_C))
             errors.append(error_C * np.float32(both))
         return unlike(ratios, errors)
@@ -199,7 +212,7 @@ class LocalStatistics:
         if gone.left is not None:  # not confirmed: what is known of it is what was known before
             self._left.put(gone.left)
         elif self.settled:
-            gone.memory.drop_latest(len(self._window) - len(self._styles_BS))  # on the border between the two
+            gone.memory.drop_latest(len(self._window) - len(self.styles_BS))  # on the border between the two
             gone.memory.thin(self.settings.measured)
             self._left.put(gone)
         self._now = self._new_world(gone.latest)
@@ -216,7 +229,7 @@ class LocalStatistics:
 
     def _has_changed(self) -> bool:
         least = self.settings.least
-        in_window = max(0, len(self._window) - len(self._styles_BS))  # pictures cannot be measured against themselves
+        in_window = max(0, len(self._window) - len(self.styles_BS))  # pictures cannot be measured against themselves
         known_NS = self._now.memory.styles(but_latest=in_window)
         if len(known_NS) < least or len(self._window) < least:
             return False
@@ -247,7 +260,7 @@ class LocalStatistics:
         pool: list[Moments] = []
         ratios, noises = [], []
         for index, (first_BC, second_BC) in enumerate(measured.layers):
-            mean_C, var_C, noise_C = _moments(first_BC, second_BC)
+            mean_C, var_C, noise_C = moments_of(first_BC, second_BC)
             if now.pool:
                 old_mean_C, old_var_C = now.pool[index]
                 mean_C, var_C = old_mean_C + weight * (mean_C - old_mean_C), old_var_C + weight * (var_C - old_var_C)
@@ -284,17 +297,3 @@ class LocalStatistics:
                 source = self._source[name]
                 statistics[name] = (source + share * (value - source)).astype(np.float32)
         return statistics
-
-
-def statistics_of(parameters: NormParameters, layers: Sequence[MeasuredLayer]) -> NormParameters:
-    """Means and variances alone."""
-    return {name: parameters[name] for layer in layers for name in (layer.mean, layer.var)}
-
-
-def _moments(first_BC: Float32Array, second_BC: Float32Array) -> tuple[Float32Array, Float32Array, Float32Array]:
-    """Mean, biased variance, and the squared relative error of that variance from B pictures, [C] each."""
-    mean_C = first_BC.mean(axis=0)
-    spread_BC = second_BC - 2 * first_BC * mean_C + mean_C**2
-    var_C = np.maximum(spread_BC.mean(axis=0), _VARIANCE_FLOOR)
-    noise_C = spread_BC.var(axis=0) / len(first_BC) / var_C**2
-    return mean_C, var_C, noise_C

@@ -14,9 +14,10 @@ import msgspec
 
 from cema.config import DeviceConfig
 from cema.edge.counters import EdgeCounters
+from cema.edge.mixed import MixedStatistics
+from cema.edge.routing import Session, following_session
 from cema.edge.session import EdgeSession
 from cema.edge.slots import StateFolder
-from cema.edge.statistics import LocalStatistics
 from cema.errors import (
     BaseMismatchError,
     BundleError,
@@ -128,11 +129,11 @@ class Updater:
         self._bytes = b""  # of the adapted version, empty for the source
         self._whole_next = False
         self._lock = threading.RLock()  # two threads make sessions: the poller's updates, the follower's statistics
-        self._own: LocalStatistics | None = None
+        self._own: MixedStatistics | None = None
         self._weights: Weights = bundle.source_parameters(), None
         self._adapted = self._restore()
         self._cloud_says = folder.adaptation
-        self.session = self._choose()
+        self.session: Session = self._choose()
 
     @property
     def fingerprint(self) -> str:
@@ -172,7 +173,7 @@ class Updater:
             return None
         return self._adapted.version if update_base(self._bytes, self._bundle.manifest) else 0
 
-    def follow(self, own: LocalStatistics) -> None:
+    def follow(self, own: MixedStatistics) -> None:
         """From now on, sessions have these statistics."""
         self._own = own
 
@@ -235,14 +236,18 @@ class Updater:
                 self._cloud_says = "off" if says == "off" else "on"
                 self.session = self._choose()
 
-    def _choose(self) -> EdgeSession:
+    def _choose(self) -> Session:
         if not self.adapting:
             return self._adapted if self._adapted.version == 0 else self._source()
         own, (_, domain) = self._own, self._weights
         if own is None or not self.following:
             known = domain is None or self._adapted.version == 0
             return self._adapted if known else self._source(self._adapted.version)  # in what world we are is not known
-        return self._build(self._bundle, own.in_use(*self._weights), self._adapted.version, own.revision)
+        version = self._adapted.version
+        return following_session(
+            own, *self._weights, version, lambda values, revision: self._build(self._bundle, values, version, revision),
+            before=self.session,
+        )  # fmt: skip
 
     def _source(self, version: int = 0) -> EdgeSession:
         return self._build(self._bundle, self._bundle.source_parameters(), version)

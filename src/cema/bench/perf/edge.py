@@ -129,7 +129,11 @@ def swaps(sheet: Sheet, pair: PerfPair, rounds: int) -> None:
 
 def bare_session(agent: EdgeAgent) -> ort.InferenceSession:
     """The very session that the agent runs."""
-    return agent._updater.session._session
+    from cema.edge.session import EdgeSession
+
+    session = agent._updater.session
+    assert isinstance(session, EdgeSession), "pictures of one look"
+    return session._session
 
 
 def _session(pair: PerfPair, threads: int) -> ort.InferenceSession:

@@ -1,0 +1,171 @@
+"""Statistics of a device's whole stream: of one look at a time, or of each look while several alternate.
+
+    pictures -> one look: LocalStatistics (statistics.py), which notices worlds that change and come back
+             -> several (mixture.py): one LocalStatistics for each, by the look of each picture
+
+The thread that measures asks now and then how many looks there are. While they alternate, nothing is sent: the cloud
+would learn from a mixture, by statistics that no device uses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from cema.edge.measuring import MeasuringSession
+from cema.edge.memory import Labelled, pixel_style
+from cema.edge.mixture import Float64Array, Mixture, MixtureSettings, alternates, best_mixture, look_of, single
+from cema.edge.statistics import Due, LocalStatistics, StatisticsSettings
+from cema.types import NormParameters, Uint8Array
+from cema.wire.blend import BLEND, BlendSettings
+
+
+class MixedStatistics:
+    """Statistics of one device. Not thread-safe: whoever owns it calls ``arrive``, ``take_in`` and ``refresh`` in turn.
+
+    classes: C. rng: for domains. mixture: of looks that alternate, None while there is one. revision: rises with each
+    measurement.
+    """
+
+    def __init__(
+        self,
+        measuring: MeasuringSession,
+        classes: int,
+        rng: np.random.Generator,
+        statistics: StatisticsSettings | None = None,
+        blend: BlendSettings = BLEND,
+        mixture: MixtureSettings | None = None,
+    ) -> None:
+        self._measuring, self._classes, self._rng, self._blend_by = measuring, classes, rng, blend
+        self._statistics, self.settings = statistics or StatisticsSettings(), mixture or MixtureSettings()
+        self._one = LocalStatistics(measuring, classes, rng, self._statistics, blend)
+        self._looks: deque[Float64Array] = deque(maxlen=self.settings.looks)
+        self._seen = self._since = 0  # pictures in all, and since the looks were last described
+        self._changes: deque[int] = deque(maxlen=self.settings.flutter)  # of the world: pictures seen before
+        self._parts: list[LocalStatistics] = []
+        self._due: set[int] = set()
+        self.mixture: Mixture | None = None
+        self.revision = 0
+
+    @property
+    def domain(self) -> int:
+        """Number of the present world; 0 while looks alternate."""
+        return self._one.domain if self.mixture is None else 0
+
+    @property
+    def looks(self) -> int:
+        """How many alternate."""
+        return max(1, len(self._parts))
+
+    @property
+    def settled(self) -> bool:
+        """Whether enough has been seen for measurements that can wait."""
+        return self.mixture is not None or self._one.settled
+
+    def trusted(self) -> float:
+        """0..1 by how far the stream is from the source; 1 before the first look."""
+        return max(own.trusted() for own in self._parts or [self._one])
+
+    def arrive(self, images_BHWC: Uint8Array) -> bool:
+        """Look at pictures that are about to be predicted; True if this is another world than that of the last ones."""
+        if self.mixture is not None:
+            return False
+        changed = self._one.arrive(images_BHWC)
+        if changed:
+            self._changes.append(self._seen)
+            if not self._flutters():
+                self._looks.clear()
+        return changed
+
+    def asks(self, count: int) -> Due:
+        """See ``LocalStatistics.asks``; while looks alternate, all can wait."""
+        return self._one.asks(count) if self.mixture is None else "no"
+
+    def take_in(self, images_BHWC: Uint8Array, labels: Sequence[int]) -> Due:
+        """Remember the pictures of the last ``arrive`` with their predicted labels; whether ``refresh`` is due."""
+        self._seen += len(labels)
+        self._since += len(labels)
+        if self.mixture is None:
+            due = self._one.take_in(images_BHWC, labels)
+            self._looks.extend(look_of(self._one.styles_BS))
+            return due
+        looks_BL = look_of(pixel_style(images_BHWC))
+        self._looks.extend(looks_BL)
+        part_B = self.mixture.nearest(looks_BL)
+        for part in np.unique(part_B).tolist():
+            at, own = np.flatnonzero(part_B == part), self._parts[part]
+            own.arrive(images_BHWC[at])
+            if own.take_in(images_BHWC[at], [labels[index] for index in at.tolist()]) != "no":
+                self._due.add(part)
+        return "later" if self._due or self._since >= self.settings.every else "no"
+
+    def refresh(self, weights: NormParameters, domain: int | None) -> None:
+        """Measure what is due by these weights and biases, which were learned in this domain (None: in all), and see
+        now and then how many looks there are."""
+        if self._since >= self.settings.every and len(self._looks) >= self.settings.least:
+            self._describe()
+        if self.mixture is None and self._one.remembered():
+            self._measure(self._one, weights, domain)
+        for part in sorted(self._due):
+            self._measure(self._parts[part], weights, domain)
+        self._due.clear()
+
+    def in_use(self, weights: NormParameters, domain: int | None) -> list[tuple[NormParameters, int]]:
+        """What to predict with, and its revision, for each component: see ``LocalStatistics.in_use``."""
+        return [(own.in_use(weights, domain), own.revision) for own in self._parts or [self._one]]
+
+    def _flutters(self) -> bool:
+        """Whether the world changes so often that its looks may be in turns."""
+        return len(self._changes) == self.settings.flutter and self._seen - self._changes[0] < self.settings.looks
+
+    def _measure(self, own: LocalStatistics, weights: NormParameters, domain: int | None) -> None:
+        own.refresh(own.in_use(weights, domain))
+        self.revision += 1
+        own.revision = self.revision
+
+    def _describe(self) -> None:
+        """Change to another number of looks, or to others, if that describes the latest pictures better."""
+        s, looks_NL = self.settings, np.array(self._looks)
+        self._since = 0
+        best = best_mixture(looks_NL, s)
+        if not alternates(best.nearest(looks_NL), s):
+            best = single(looks_NL)
+        now = self.mixture or single(looks_NL)
+        if best.evidence(looks_NL) > now.evidence(looks_NL) + (s.margin if len(best) > 1 else 0):
+            self._change_to(best)
+
+    def _change_to(self, mixture: Mixture) -> None:
+        """Hand the remembered pictures to those whose look they have."""
+        known = [each for own in self._parts or [self._one] for each in own.remembered()]
+        looks_NL = look_of(np.array([each.style for _, each in known]))
+        part_N, fits_N = mixture.nearest(looks_NL), mixture.distances(looks_NL).min(axis=1) < self.settings.odd
+        each_has = [
+            [known[index] for index in np.flatnonzero((part_N == part) & fits_N)] for part in range(len(mixture))
+        ]
+        self._due = set()
+        if len(mixture) == 1:
+            self.mixture, self._parts = None, []
+            self._one.begin(each_has[0], self._one.latest)
+            return
+        numbers = self._numbers(len(mixture), known[0][1].picture.nbytes)
+        self.mixture, self._parts = mixture, [self._component(pictures, numbers) for pictures in each_has]
+        self._due = {part for part, pictures in enumerate(each_has) if pictures}
+
+    def _numbers(self, components: int, picture_bytes: int) -> StatisticsSettings:
+        """Of statistics of one look, in which no world changes: all components together may have as much memory as
+        worlds that were left, if that is enough for one measurement of each."""
+        s = self._statistics
+        places = max(s.measured, min(s.memory, s.aside_bytes // (components * picture_bytes)))
+        return msgspec.structs.replace(s, memory=places, change=math.inf, worlds=0)
+
+    def _component(self, pictures: Sequence[Labelled], numbers: StatisticsSettings) -> LocalStatistics:
+        """Of one look; the latest statistics of all until it has been measured."""
+        own = LocalStatistics(self._measuring, self._classes, self._rng, numbers, self._blend_by)
+        own.begin(pictures, self._one.latest)
+        self.revision += 1
+        own.revision = self.revision
+        return own

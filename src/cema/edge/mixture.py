@@ -1,0 +1,177 @@
+"""Looks that alternate: whether pictures come in one look or in several, and in which look each comes.
+
+Two cameras on one device, exposures in turns, a lamp that is on for one picture and off for the next: statistics of all
+pictures together fit none of them. Looks (memory.py) are described by a mixture of Gaussians that share a covariance,
+since what is in the pictures varies alike under any light; the Bayesian information criterion (Schwarz, Annals of
+Statistics 1978) says how many there are. mixed.py keeps statistics for each, routing.py predicts by them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from cema.edge.worlds import SCENE_SD
+from cema.types import Float32Array
+
+_COLUMNS = (0, 1, 2, 4)
+"""Of ``pixel_style``: the Laplacian follows from gradient and ratio; colour is near 0 in grey pictures under any
+light."""
+_COMPONENTS = (4, 2, 3, 6)
+"""Tried in this order: where four describe pictures no better than one, others do not either."""
+_SHARE_LEAST = 1e-6
+_FAR_LEAST = 1e-9
+"""Pictures of a scene that never moves are all alike, and still one of them must be chosen."""
+_TRIED = 4
+_SEED = 0
+"""Of the starting points: the same looks give the same mixture, and nothing else is drawn differently."""
+Float64Array = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+
+class MixtureSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The method's numbers, chosen on the four tuning corruptions, ImageNet photographs and digits (docs/method.md).
+
+    looks: latest pictures that are described; least: without which nothing is judged; every: pictures between two
+    judgements. most: components, 1 = looks never alternate. margin: by which a description must be better than the one
+    in use, nats per picture after the criterion's penalty (single looks reach 0.21, mixtures 0.35 to 1.0). alternation:
+    how often neighbours differ, beside what shares in random order would give; below it there is one look at a time.
+    largest: share of one look from which on the others are odd pictures, not looks. flutter: changes of the world
+    within ``looks`` pictures, from which on these are described together. odd: squared distance, in standard
+    deviations, of a remembered picture that belongs to none. rounds, starts: of expectation maximisation.
+    """
+
+    looks: Annotated[int, Meta(ge=2)] = 256
+    least: Annotated[int, Meta(ge=2)] = 128
+    every: Annotated[int, Meta(ge=1)] = 128
+    most: Annotated[int, Meta(ge=1)] = 6
+    margin: Annotated[float, Meta(ge=0)] = 0.3
+    alternation: Annotated[float, Meta(ge=0)] = 0.125
+    largest: Annotated[float, Meta(gt=0, le=1)] = 0.9
+    flutter: Annotated[int, Meta(ge=1)] = 3
+    odd: Annotated[float, Meta(gt=0)] = 20.0
+    rounds: Annotated[int, Meta(ge=1)] = 25
+    starts: Annotated[int, Meta(ge=1)] = 2
+
+
+def look_of(styles_BS: Float32Array) -> Float64Array:
+    """What of ``pixel_style`` describes a look, float64 [B, 4]."""
+    return styles_BS[:, _COLUMNS].astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """share_K: of the pictures. mean_KL: looks. covariance_LL: around each of them."""
+
+    share_K: Float64Array
+    mean_KL: Float64Array
+    covariance_LL: Float64Array
+
+    def __len__(self) -> int:
+        return len(self.share_K)
+
+    def distances(self, looks_NL: Float64Array) -> Float64Array:
+        """Squared, in standard deviations, to each component [N, K]."""
+        whitening_LL = np.linalg.inv(np.linalg.cholesky(self.covariance_LL)).T
+        return _squares(looks_NL @ whitening_LL, self.mean_KL @ whitening_LL)
+
+    def log_densities(self, looks_NL: Float64Array) -> Float64Array:
+        """ln(share x density) of each component [N, K]."""
+        _, log_volume = np.linalg.slogdet(2 * np.pi * self.covariance_LL)
+        return np.asarray(np.log(self.share_K) - (self.distances(looks_NL) + log_volume) / 2)
+
+    def nearest(self, looks_NL: Float64Array) -> Labels:
+        """The most probable component of each, [N]."""
+        return np.asarray(self.log_densities(looks_NL).argmax(axis=1))
+
+    def evidence(self, looks_NL: Float64Array) -> float:
+        """Log-likelihood per picture less the criterion's penalty, nats."""
+        _, log_N = _parts(self.log_densities(looks_NL))
+        count, numbers = looks_NL.shape
+        free = (len(self) - 1) * (numbers + 1)  # the covariance is in every description
+        return float(log_N.mean() - free * np.log(count) / (2 * count))
+
+
+def single(looks_NL: Float64Array) -> Mixture:
+    """One look for all."""
+    return _described(looks_NL, np.ones((len(looks_NL), 1)))
+
+
+def best_mixture(looks_NL: Float64Array, settings: MixtureSettings) -> Mixture:
+    """The description with most evidence; ``single`` unless another is better by the margin."""
+    one, rng = single(looks_NL), np.random.default_rng(_SEED)
+    best, most = one, one.evidence(looks_NL)
+    least = most + settings.margin
+    for count in (count for count in _COMPONENTS if count <= settings.most):
+        mixture = _fitted(looks_NL, count, settings, rng)
+        if (evidence := mixture.evidence(looks_NL)) > most:
+            best, most = mixture, evidence
+        if best is one:
+            break
+    return best if most > least else one
+
+
+def alternates(labels_N: Labels, settings: MixtureSettings) -> bool:
+    """Whether several looks have their share, and neighbours are of different ones often enough."""
+    _, counts = np.unique(labels_N, return_counts=True)
+    share_K = counts / len(labels_N)
+    by_chance = 1 - float(np.square(share_K).sum())
+    turns = float((np.diff(labels_N) != 0).mean())
+    return float(share_K.max()) <= settings.largest and turns >= settings.alternation * by_chance
+
+
+def _fitted(looks_NL: Float64Array, count: int, settings: MixtureSettings, rng: np.random.Generator) -> Mixture:
+    """Expectation maximisation from a few starting points."""
+    found = []
+    for _ in range(settings.starts):
+        mixture = _started(looks_NL, count, rng)
+        for _ in range(settings.rounds):
+            mixture = _described(looks_NL, _parts(mixture.log_densities(looks_NL))[0])
+        found.append(mixture)
+    return max(found, key=lambda mixture: mixture.evidence(looks_NL))
+
+
+def _started(looks_NL: Float64Array, count: int, rng: np.random.Generator) -> Mixture:
+    """Means at pictures far from each other: k-means++ (Arthur and Vassilvitskii, SODA 2007), of a few tries each."""
+    covariance_LL = single(looks_NL).covariance_LL
+    white_NL = looks_NL @ np.linalg.inv(np.linalg.cholesky(covariance_LL)).T
+    chosen = [int(rng.integers(len(looks_NL)))]
+    far_N = _squares(white_NL, white_NL[chosen])[:, 0]
+    while len(chosen) < count:
+        weight_N = far_N + _FAR_LEAST
+        tried = rng.choice(len(looks_NL), size=_TRIED, p=weight_N / weight_N.sum())
+        left_NT = np.minimum(_squares(white_NL, white_NL[tried]), far_N[:, None])
+        best = int(left_NT.sum(axis=0).argmin())
+        chosen.append(int(tried[best]))
+        far_N = left_NT[:, best]
+    return Mixture(np.full(count, 1 / count), looks_NL[chosen], covariance_LL / 2)
+
+
+def _described(looks_NL: Float64Array, part_NK: Float64Array) -> Mixture:
+    """By the part of each picture in each component, which add up to 1."""
+    count, numbers = looks_NL.shape
+    middle_L = looks_NL.mean(axis=0)
+    apart_NL = looks_NL - middle_L
+    weight_K = part_NK.sum(axis=0) + _SHARE_LEAST
+    mean_KL = (part_NK.T @ apart_NL) / weight_K[:, None]
+    within_LL = (apart_NL.T @ apart_NL - (mean_KL.T * weight_K) @ mean_KL) / count
+    return Mixture(weight_K / weight_K.sum(), mean_KL + middle_L, within_LL + SCENE_SD**2 * np.eye(numbers))
+
+
+def _parts(log_NK: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """exp(log) as parts of 1 [N, K], and the logarithm of its sum [N]."""
+    most_N1 = log_NK.max(axis=1, keepdims=True)
+    raised_NK = np.exp(log_NK - most_N1)
+    sum_N1 = raised_NK.sum(axis=1, keepdims=True)
+    return raised_NK / sum_N1, (most_N1 + np.log(sum_N1))[:, 0]
+
+
+def _squares(points_NL: Float64Array, means_KL: Float64Array) -> Float64Array:
+    """Squared distances [N, K]."""
+    apart_NKL = points_NL[:, None] - means_KL
+    return np.asarray(np.square(apart_NKL).sum(axis=2))

@@ -1,0 +1,116 @@
+"""How many looks alternate in a stream, and which picture has which: held against plain formulas."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cema.edge.memory import STYLES, pixel_style
+from cema.edge.mixture import Float64Array, Mixture, MixtureSettings, alternates, best_mixture, look_of, single
+
+SETTINGS = MixtureSettings()
+CENTRES = np.array([[0.5, -1.7, -2.9, 0.75], [0.5, -1.8, -3.5, 0.2], [0.5, -3.5, -4.7, 0.7], [0.5, -1.6, -2.4, 1.0]])
+"""About where clean pictures, blurred ones, pale ones and noisy ones are."""
+SPREAD = np.array([0.12, 0.33, 0.3, 0.08])
+
+
+def looks(kinds: list[int], seed: int = 0) -> Float64Array:
+    return CENTRES[kinds] + SPREAD * np.random.default_rng(seed).standard_normal((len(kinds), 4))
+
+
+def in_turns(count: int, kinds: int) -> list[int]:
+    return [index % kinds for index in range(count)]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 3), st.integers(128, 256), st.integers(0, 1000))
+def test_pictures_of_one_look_are_one_look(kind: int, count: int, seed: int) -> None:
+    assert len(best_mixture(looks([kind] * count, seed), SETTINGS)) == 1
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(2, 3), st.integers(128, 256), st.integers(0, 1000))
+def test_looks_that_alternate_are_told_apart(kinds: int, count: int, seed: int) -> None:
+    true = np.array(in_turns(count, kinds))
+    found = best_mixture(looks(true.tolist(), seed), SETTINGS).nearest(looks(true.tolist(), seed + 1))
+    right = sum(np.bincount(true[found == part]).max() for part in np.unique(found))  # a kind may have several
+    assert right >= 0.9 * count
+
+
+def test_a_scene_that_never_moves_is_one_look() -> None:
+    still = np.repeat(CENTRES[:1], 256, axis=0)
+    best = best_mixture(still, SETTINGS)
+    assert len(best) == 1
+    assert np.isfinite(best.evidence(still))
+
+
+def test_with_one_component_at_most_looks_never_alternate() -> None:
+    mixed = looks(in_turns(256, 4))
+    assert len(best_mixture(mixed, SETTINGS)) >= 4
+    assert len(best_mixture(mixed, MixtureSettings(most=1))) == 1
+
+
+def test_there_are_never_more_components_than_allowed() -> None:
+    assert len(best_mixture(looks(in_turns(256, 4)), MixtureSettings(most=3))) == 3
+
+
+def test_the_same_looks_give_the_same_mixture() -> None:
+    one, other = (best_mixture(looks(in_turns(200, 3)), SETTINGS) for _ in range(2))
+    np.testing.assert_array_equal(one.mean_KL, other.mean_KL)
+
+
+def test_shares_means_and_covariance_are_recovered() -> None:
+    kinds = [0] * 150 + [2] * 50
+    found = best_mixture(looks(kinds), MixtureSettings(most=2))
+    order = np.argsort(-found.share_K)
+    np.testing.assert_allclose(found.share_K[order], [0.75, 0.25], atol=0.01)
+    np.testing.assert_allclose(found.mean_KL[order], CENTRES[[0, 2]], atol=0.15)
+    np.testing.assert_allclose(np.sqrt(np.diag(found.covariance_LL)), SPREAD, rtol=0.25)
+
+
+def test_densities_and_evidence_are_those_of_the_textbook() -> None:
+    rng = np.random.default_rng(3)
+    root = rng.standard_normal((4, 4))
+    mixture = Mixture(np.array([0.2, 0.5, 0.3]), rng.standard_normal((3, 4)), root @ root.T + np.eye(4))
+    points, inverse = rng.standard_normal((50, 4)), np.linalg.inv(mixture.covariance_LL)
+    volume = np.sqrt((2 * np.pi) ** 4 * np.linalg.det(mixture.covariance_LL))
+    for point, squares, logs in zip(points, mixture.distances(points), mixture.log_densities(points), strict=True):
+        expected = [(point - mean) @ inverse @ (point - mean) for mean in mixture.mean_KL]
+        np.testing.assert_allclose(squares, expected, rtol=1e-9)
+        np.testing.assert_allclose(np.exp(logs), mixture.share_K * np.exp(-np.array(expected) / 2) / volume, rtol=1e-9)
+    likelihood = np.log(np.exp(mixture.log_densities(points)).sum(axis=1)).mean()
+    free = 2 + 3 * 4 - 4  # shares and means beyond those of one Gaussian
+    assert mixture.evidence(points) == pytest.approx(likelihood - free * np.log(50) / 2 / 50)
+
+
+def test_one_look_is_mean_and_covariance() -> None:
+    points = looks([1] * 200)
+    one = single(points)
+    np.testing.assert_allclose(one.mean_KL[0], points.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(one.covariance_LL, np.cov(points.T, bias=True) + 0.0025 * np.eye(4), atol=1e-6)
+
+
+@pytest.mark.parametrize(("block", "expected"), [(1, True), (2, True), (4, True), (24, False), (128, False)])
+def test_looks_alternate_while_stretches_are_short(block: int, expected: bool) -> None:
+    kinds = np.random.default_rng(0).integers(4, size=256 // block + 1).repeat(block)[:256]
+    assert alternates(kinds, SETTINGS) == expected
+
+
+def test_one_look_does_not_alternate() -> None:
+    assert not alternates(np.zeros(64, np.int64), SETTINGS)
+
+
+@pytest.mark.parametrize(("every", "expected"), [(4, True), (8, True), (16, False), (60, False)])
+def test_a_few_odd_pictures_are_no_look(every: int, expected: bool) -> None:
+    assert alternates((np.arange(256) % every == 0).astype(np.int64), SETTINGS) == expected
+
+
+def test_a_look_leaves_out_colour() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
+    grey = images.mean(axis=3, keepdims=True).round().repeat(3, axis=3).astype(np.uint8)
+    styles, grey_styles = pixel_style(images), pixel_style(grey)
+    assert styles.shape[1] == STYLES
+    assert np.abs(styles - grey_styles).max() > 1, "the styles know colour"
+    np.testing.assert_allclose(look_of(styles), look_of(grey_styles), atol=0.02)
