@@ -77,7 +77,6 @@ def test_the_command_measures_every_section_unless_told_otherwise() -> None:
 
 def test_a_device_that_follows_is_measured_while_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follow, "BLOCK_S", 0.05)
-    monkeypatch.setattr(follow, "PATIENCE_S", 0.0)
     pair, sheet = PerfPair("digits-edge", "digits-foundation", None), Sheet("follow")
     stream = follow.shifted(load_dataset("digits", None), pair.size)
     assert stream.shape == (follow.PICTURES, *pair.size, 3)
@@ -87,3 +86,12 @@ def test_a_device_that_follows_is_measured_while_it_does(monkeypatch: pytest.Mon
     assert (whole.target, whole.met) == ("", None)
     assert "without following" in inside.detail
     assert "measurements in 2 blocks" in whole.detail
+
+
+def test_looks_that_alternate_have_alternated_where_their_cost_is_measured() -> None:
+    pair, sheet = PerfPair("digits-edge", "digits-foundation", None), Sheet("follow")
+    looks = tuple(follow.shifted(load_dataset("digits", None), pair.size, name) for name in ("fog", "gaussian_noise"))
+    follow.alternating(sheet, pair, (looks[0], looks[1]), 16, 3)
+    (row,) = sheet.rows
+    assert row.name == "predict where looks alternate, digits-edge, batch 16"
+    assert int(row.detail.split()[0]) >= 2

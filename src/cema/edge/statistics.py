@@ -61,8 +61,7 @@ Due = Literal["no", "later", "now"]
 
 
 class LocalStatistics:
-    """Statistics of one look at a time. Not thread-safe: whoever owns it calls ``arrive``, ``take_in`` and ``refresh`` in
-    turn.
+    """Of one look at a time. Not thread-safe: whoever owns it calls ``arrive``, ``take_in`` and ``refresh`` in turn.
 
     source: the bundle's norm parameters. classes: C. rng: for domains. revision: rises with each refresh.
     """

@@ -22,28 +22,30 @@ from cema.bench.perf.rows import Sheet
 from cema.bench.perf.timing import median_ms, ratio, take_turns
 from cema.config import DeviceConfig, RuntimeConfig, StatisticsConfig, UplinkConfig
 from cema.edge import EdgeAgent
-from cema.edge.follower import PATIENCE_S
 from cema.types import Uint8Array
 from cema.wire.messages import Preprocess
 from cema.wire.preprocess import fit
 
+_POLL_S = 0.002
+_WARM_UP_TURNS = 20
 BLOCK_S = 0.6
 """Of predictions, between two rests."""
-WARM_UP_PICTURES = 400
-"""After these, the memory is full and the pauses between measurements are the long ones."""
-CORRUPTION, SEVERITY, PICTURES = "fog", 5, 512
-"""The stream: a shift that devices follow in full, and more pictures than a memory holds."""
+WARM_UP_PICTURES, WARM_UP_BATCH = 400, 16
+"""After these, the memory is full, the pauses between measurements are the long ones, and looks that alternate are
+known."""
+CORRUPTION, OTHER, SEVERITY, PICTURES = "fog", "gaussian_noise", 5, 512
+"""The stream: a shift that devices follow in full (and another), and more pictures than a memory holds."""
 
 
-def shifted(dataset: Dataset, size: tuple[int, int]) -> Uint8Array:
+def shifted(dataset: Dataset, size: tuple[int, int], corruption: str = CORRUPTION) -> Uint8Array:
     """A stream far enough from the source to be followed, uint8 [N, H, W, 3]."""
     recipe = Preprocess(size=size)
-    return np.stack([fit(each, recipe) for each in dataset.part(0, PICTURES).condition(CORRUPTION, SEVERITY, 0)])
+    return np.stack([fit(each, recipe) for each in dataset.part(0, PICTURES).condition(corruption, SEVERITY, 0)])
 
 
 def following(sheet: Sheet, pair: PerfPair, pixels: Uint8Array, batch: int, limit_percent: float, rounds: int) -> None:
     """``EdgeAgent.predict`` of a device that follows, for its stream ``pixels``, uint8 [N, H, W, 3]."""
-    batches = [pixels[start : start + batch] for start in range(0, len(pixels) - batch + 1, batch)]
+    batches = _batches(pixels, batch)
     with tempfile.TemporaryDirectory() as folder:
         still, follows = (_agent(pair, f"{folder}/{follow}", follow) for follow in ("off", "on"))
         with still, follows:
@@ -52,6 +54,30 @@ def following(sheet: Sheet, pair: PerfPair, pixels: Uint8Array, batch: int, limi
             name = f"{pair.edge_name}, batch {batch}"
             _turns(sheet, name, limit_percent, (still, follows), batches, max(10 * rounds // batch, rounds))
             _blocks(sheet, name, (still, follows), batches, max(rounds // 2, 2))
+
+
+def alternating(sheet: Sheet, pair: PerfPair, looks: tuple[Uint8Array, Uint8Array], batch: int, rounds: int) -> None:
+    """What ``predict`` costs more where two looks alternate (uint8 [N, H, W, 3] each) than with the first alone."""
+    one, other = looks
+    in_turns = np.stack([one, other], axis=1).reshape(-1, *one.shape[1:])
+    with tempfile.TemporaryDirectory() as folder:
+        still, turning = (_agent(pair, f"{folder}/{name}", "on") for name in ("one", "two"))
+        with still, turning:
+            _warm_up(still, one)
+            for _ in range(_WARM_UP_TURNS):  # a device measures a tenth of its time, and sees looks when it measures
+                _warm_up(turning, in_turns)
+                if (found := turning.status()["looks"]) != 1:
+                    break
+            ones, twos = cycle(_batches(one, batch)), cycle(_batches(in_turns, batch))
+            contestants: dict[str, Callable[[], object]] = {
+                "one": lambda: still.predict(list(next(ones))),
+                "two": lambda: turning.predict(list(next(twos))),
+            }
+            taken = take_turns(contestants, rounds=max(10 * rounds // batch, rounds), warm_up=5)
+    sheet.report(
+        f"predict where looks alternate, {pair.edge_name}, batch {batch}", "%", 100 * (ratio(taken, "two", "one") - 1),
+        f"{found} looks found; {median_ms(taken, 'two'):.3f} against {median_ms(taken, 'one'):.3f} ms with one look",
+    )  # fmt: skip
 
 
 def _turns(
@@ -105,13 +131,24 @@ def _agent(pair: PerfPair, folder: str, follow: str) -> EdgeAgent:
     )
 
 
+def _warm_up(agent: EdgeAgent, pixels: Uint8Array) -> None:
+    for batch_BHWC in _batches(pixels[:WARM_UP_PICTURES], WARM_UP_BATCH):
+        agent.predict(list(batch_BHWC))
+        _rest(agent)
+
+
+def _batches(pixels: Uint8Array, size: int) -> list[Uint8Array]:
+    return [pixels[start : start + size] for start in range(0, len(pixels) - size + 1, size)]
+
+
 def _revision(agent: EdgeAgent) -> int:
     return int(str(agent.status()["stats_revision"]))
 
 
 def _rest(agent: EdgeAgent) -> None:
-    """Until the follower's thread has seen to what the block has left it."""
-    time.sleep(PATIENCE_S)  # so long may it wait for more
+    """Until the follower's thread has seen to what was left it; it may wait a moment for more."""
+    while agent._follower._waiting:
+        time.sleep(_POLL_S)
     with agent._follower._owner:
         pass
 

@@ -69,9 +69,11 @@ def _follow(sheet: Sheet, present: dict[str, PerfPair], options: PerfOptions) ->
     trials = {SMALL: ("cifar10", ((64, 3), (1, 8))), LARGE: ("imagenet", ((1, 3),))}
     for name, pair in present.items():
         dataset, limits_percent = trials[name]
-        stream = follow.shifted(load_dataset(dataset, options.data), pair.size)
+        pictures, rounds = load_dataset(dataset, options.data), max(options.rounds // 2, 2)
+        stream, other = (follow.shifted(pictures, pair.size, name) for name in (follow.CORRUPTION, follow.OTHER))
         for batch, limit_percent in limits_percent:
-            follow.following(sheet, pair, stream, batch, limit_percent, max(options.rounds // 2, 2))
+            follow.following(sheet, pair, stream, batch, limit_percent, rounds)
+            follow.alternating(sheet, pair, (stream, other), batch, rounds)
 
 
 def _swap(sheet: Sheet, present: dict[str, PerfPair], options: PerfOptions) -> None:
