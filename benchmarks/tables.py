@@ -6,7 +6,8 @@
     python benchmarks/tables.py cifar-cotta cifar-cotta-continual --data DIR
     python benchmarks/tables.py method-reset method-clean method-small method-sorted method-dirichlet --data DIR
     python benchmarks/tables.py method-device method-cloud method-parts method-changes method-pareto --data DIR
-    python benchmarks/tables.py method-continual method-recurring method-late method-rest method-imagenet --data DIR
+    python benchmarks/tables.py method-continual method-recurring method-late method-rest --data DIR
+    python benchmarks/tables.py method-mixed method-mixed-four method-imagenet --data DIR
 
 The CIFAR tables share their streams: ``cema bench report`` puts their files together on one page. Rivals run with the
 numbers of results/tuning.json. Finished cells are kept in the cache folder: a table that was interrupted goes on,
@@ -24,6 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import ablation
 import msgspec
@@ -103,6 +105,16 @@ def _recurring() -> tuple[Spec, ...]:
     return _ours("source", "bn-ema", "cema-paper", **stream), _cifar(methods=methods, options=bare, **stream)
 
 
+def _mixed(corruptions: tuple[str, ...]) -> tuple[Spec, ...]:
+    """Conditions that alternate from picture to picture: statistics for each look, and one for all."""
+    stream: dict[str, Any] = {"setting": "mixed", "corruptions": corruptions, "seeds": SEEDS}
+    bare = {"cema-offline": {"mixture.most": 1}}
+    return (
+        _ours("source", "bn-ema", "cema-paper", "labels", **stream),
+        _cifar(methods=("cema-offline",), options=bare, **stream),
+    )
+
+
 def _method_imagenet() -> tuple[Spec, ...]:
     """Few photographs, hence several passes and seeds. The paper's method as published, and with the statistics that
     deep networks need (ADR 9)."""
@@ -163,9 +175,11 @@ TABLES = {
         tuple(
             _ours("source", "bn-ema", "cema-paper", setting=setting, seeds=(seed,))
             for seed in SEEDS
-            for setting in ("continual", "mixed", "gradual")
+            for setting in ("continual", "gradual")
         ),
     ),
+    "method-mixed": Table(_mixed(COMMON)),
+    "method-mixed-four": Table(_mixed(FOUR)),
     "method-recurring": Table(_recurring()),
     "method-late": Table((_cifar(methods=("cema",), delays=(10, 50), seeds=SEEDS),)),
     "method-rest": Table((_ours("source", "bn", "labels", "cema-paper", skip=2000, limit=None, seeds=SEEDS),)),
