@@ -97,6 +97,23 @@ def test_an_update_is_used_in_every_look(agent: EdgeAgent, device: Any, clean: U
         assert np.abs(old.logits(pale[:8]) - new.logits(pale[:8])).max() > 0.01
 
 
+def test_updates_may_come_while_the_number_of_looks_changes(
+    agent: EdgeAgent, device: Any, clean: Uint8Array, pale: Uint8Array
+) -> None:
+    turning = in_turns(clean, pale, KNOWN)
+    for version, images in enumerate((turning, pale[:KNOWN]) * 2, 1):
+        device.publish(version)
+        for start_at in range(0, len(images), 16):
+            found = agent.predict(list(images[start_at : start_at + 16]))
+            assert len(found) == 16
+            session = agent._updater.session
+            if isinstance(session, RoutedSession):
+                assert len(session.sessions) == len(session.mixture)
+                assert {part.version for part in session.sessions} == {session.version}
+        device.eventually(lambda version=version: agent._updater.session.version == version)
+    assert agent.status()["last_error"] is None
+
+
 def test_another_bundle_begins_with_one_look(
     agent: EdgeAgent, device: Any, clean: Uint8Array, pale: Uint8Array
 ) -> None:

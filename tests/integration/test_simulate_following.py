@@ -97,8 +97,8 @@ def test_updates_of_one_device_name_its_world_and_are_used_in_it_alone(run: Run,
     update = open_update(simulator.blobs.get(newest.blob), pair.bundle.manifest)
     assert (update.manifest.stats_owner, update.manifest.domain) == ("edge", device.statistics.domain)
     source = pair.bundle.source_parameters()
-    ((here, _),) = device.statistics.in_use(device.weights, device.domain)
-    ((elsewhere, _),) = device.statistics.in_use(device.weights, -1)
+    _, ((_, here),) = device.statistics.in_use(device.weights, device.domain)
+    _, ((_, elsewhere),) = device.statistics.in_use(device.weights, -1)
     for name, value in here.items():
         if name.endswith(("weight", "bias")):
             np.testing.assert_array_equal(value, update.parameters[name])

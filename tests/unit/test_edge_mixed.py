@@ -105,8 +105,9 @@ def test_one_look_is_followed_as_if_there_were_no_mixtures(world, batch: int, me
             own.refresh(source, None)
             plain.refresh(plain.in_use(source, None))
         assert (own.domain, own.trusted(), own.settled) == (plain.domain, plain.trusted(), plain.settled)
-        ((values, revision),) = own.in_use(source, None)
-        assert revision == plain.revision == own.revision
+        mixture, ((revision, values),) = own.in_use(source, None)
+        assert mixture is None
+        assert revision == own.revision
         for name, value in plain.in_use(source, None).items():
             np.testing.assert_array_equal(values[name], value)
 
@@ -134,9 +135,9 @@ def test_each_look_has_the_statistics_of_its_own_pictures(measuring: MeasuringSe
         if own.mixture is not None:
             break
     numbers = msgspec.structs.replace(StatisticsSettings(), change=math.inf)
-    seen = [pair for pair in zip(own._parts, own.in_use(source, None), strict=True) if pair[0].remembered()]
+    seen = [pair for pair in zip(own._now[1], own.in_use(source, None)[1], strict=True) if pair[0].remembered()]
     assert len(seen) >= 3
-    for component, (values, _) in seen:
+    for component, (_, values) in seen:
         known = component.remembered()
         assert len({int(each) for each in nearest(own, np.stack([each.picture for _, each in known]))}) == 1
         alone = LocalStatistics(measuring, len(CLASSES), np.random.default_rng(0), numbers)
@@ -193,11 +194,11 @@ def test_all_looks_together_have_as_much_memory_as_worlds_that_were_left(measuri
     numbers = StatisticsSettings(aside_bytes=3 * 40 * day(1, 0).nbytes)
     own = MixedStatistics(measuring, len(CLASSES), np.random.default_rng(0), numbers)
     live(own, in_turns(2 * KNOWN, 0)[0])
-    assert {component.settings.memory for component in own._parts} == {40}
+    assert {component.settings.memory for component in own._now[1]} == {40}
     small = msgspec.structs.replace(numbers, aside_bytes=1)
     own = MixedStatistics(measuring, len(CLASSES), np.random.default_rng(0), small)
     live(own, in_turns(2 * KNOWN, 0)[0])
-    assert {component.settings.memory for component in own._parts} == {small.measured}, "one measurement needs so many"
+    assert {component.settings.memory for component in own._now[1]} == {small.measured}, "one measurement needs so many"
 
 
 def test_after_one_change_looks_are_of_the_new_world_alone_after_many_of_all(measuring: MeasuringSession) -> None:
@@ -222,7 +223,7 @@ def test_weights_of_a_world_are_not_used_while_looks_alternate(measuring: Measur
     domain = own.domain
     live(own, in_turns(KNOWN, 1)[0])
     for given, expected in ((domain, source), (None, weights)):
-        for values, _ in own.in_use(weights, given):
+        for _, values in own.in_use(weights, given)[1]:
             name = next(name for name in values if name.endswith("bias"))
             np.testing.assert_array_equal(values[name], expected[name])
 
@@ -271,7 +272,7 @@ def test_a_session_is_built_again_only_where_something_changed(measuring: Measur
     assert builds.count == len(first.sessions)
     assert followed(own, builds, first).revision == first.revision
     assert builds.count == len(first.sessions)
-    own._measure(own._parts[1], measuring.bundle.source_parameters(), None)
+    own._measure(own._now[1][1], measuring.bundle.source_parameters(), None)
     again = followed(own, builds, first)
     assert isinstance(again, RoutedSession)
     assert [one is other for one, other in zip(first.sessions, again.sessions, strict=True)].count(False) == 1

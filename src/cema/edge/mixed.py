@@ -23,12 +23,18 @@ from cema.edge.statistics import Due, LocalStatistics, StatisticsSettings
 from cema.types import NormParameters, Uint8Array
 from cema.wire.blend import BLEND, BlendSettings
 
+Now = tuple[Mixture | None, tuple[LocalStatistics, ...]]
+"""Looks that alternate and the statistics of each; without a mixture there is one. Exchanged as a whole."""
+Numbered = tuple[int, NormParameters]
+"""Norm parameters, and the number of the measurement of their statistics."""
+
 
 class MixedStatistics:
     """Statistics of one device. Not thread-safe: whoever owns it calls ``arrive``, ``take_in`` and ``refresh`` in turn.
 
-    classes: C. rng: for domains. mixture: of looks that alternate, None while there is one. revision: rises with each
-    measurement.
+    ``in_use`` may be called by other threads, too.
+
+    classes: C. rng: for domains. revision: rises with each measurement.
     """
 
     def __init__(
@@ -46,10 +52,14 @@ class MixedStatistics:
         self._looks: deque[Float64Array] = deque(maxlen=self.settings.looks)
         self._seen = self._since = 0  # pictures in all, and since the looks were last described
         self._changes: deque[int] = deque(maxlen=self.settings.flutter)  # of the world: pictures seen before
-        self._parts: list[LocalStatistics] = []
         self._due: set[int] = set()
-        self.mixture: Mixture | None = None
+        self._now: Now = None, (self._one,)
         self.revision = 0
+
+    @property
+    def mixture(self) -> Mixture | None:
+        """Of looks that alternate, None while there is one."""
+        return self._now[0]
 
     @property
     def domain(self) -> int:
@@ -59,7 +69,7 @@ class MixedStatistics:
     @property
     def looks(self) -> int:
         """How many alternate."""
-        return max(1, len(self._parts))
+        return len(self._now[1])
 
     @property
     def settled(self) -> bool:
@@ -68,7 +78,7 @@ class MixedStatistics:
 
     def trusted(self) -> float:
         """0..1 by how far the stream is from the source; 1 before the first look."""
-        return max(own.trusted() for own in self._parts or [self._one])
+        return max(own.trusted() for own in self._now[1])
 
     def arrive(self, images_BHWC: Uint8Array) -> bool:
         """Look at pictures that are about to be predicted; True if this is another world than that of the last ones."""
@@ -97,7 +107,7 @@ class MixedStatistics:
         self._looks.extend(looks_BL)
         part_B = self.mixture.nearest(looks_BL)
         for part in np.unique(part_B).tolist():
-            at, own = np.flatnonzero(part_B == part), self._parts[part]
+            at, own = np.flatnonzero(part_B == part), self._now[1][part]
             own.arrive(images_BHWC[at])
             if own.take_in(images_BHWC[at], [labels[index] for index in at.tolist()]) != "no":
                 self._due.add(part)
@@ -111,12 +121,14 @@ class MixedStatistics:
         if self.mixture is None and self._one.remembered():
             self._measure(self._one, weights, domain)
         for part in sorted(self._due):
-            self._measure(self._parts[part], weights, domain)
+            self._measure(self._now[1][part], weights, domain)
         self._due.clear()
 
-    def in_use(self, weights: NormParameters, domain: int | None) -> list[tuple[NormParameters, int]]:
-        """What to predict with, and its revision, for each component: see ``LocalStatistics.in_use``."""
-        return [(own.in_use(weights, domain), own.revision) for own in self._parts or [self._one]]
+    def in_use(self, weights: NormParameters, domain: int | None) -> tuple[Mixture | None, list[Numbered]]:
+        """What to predict with, and the number of its measurement, for each component of the mixture: see
+        ``LocalStatistics.in_use``."""
+        mixture, parts = self._now
+        return mixture, [(own.revision, own.in_use(weights, domain)) for own in parts]  # never newer than it says
 
     def _flutters(self) -> bool:
         """Whether the world changes so often that its looks may be in turns."""
@@ -140,7 +152,7 @@ class MixedStatistics:
 
     def _change_to(self, mixture: Mixture) -> None:
         """Hand the remembered pictures to those whose look they have."""
-        known = [each for own in self._parts or [self._one] for each in own.remembered()]
+        known = [each for own in self._now[1] for each in own.remembered()]
         looks_NL = look_of(np.array([each.style for _, each in known]))
         part_N, fits_N = mixture.nearest(looks_NL), mixture.distances(looks_NL).min(axis=1) < self.settings.odd
         each_has = [
@@ -148,11 +160,11 @@ class MixedStatistics:
         ]
         self._due = set()
         if len(mixture) == 1:
-            self.mixture, self._parts = None, []
             self._one.begin(each_has[0], self._one.latest)
+            self._now = None, (self._one,)
             return
         numbers = self._numbers(len(mixture), known[0][1].picture.nbytes)
-        self.mixture, self._parts = mixture, [self._component(pictures, numbers) for pictures in each_has]
+        self._now = mixture, tuple(self._component(pictures, numbers) for pictures in each_has)
         self._due = {part for part, pictures in enumerate(each_has) if pictures}
 
     def _numbers(self, components: int, picture_bytes: int) -> StatisticsSettings:

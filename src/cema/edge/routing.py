@@ -29,7 +29,7 @@ class RoutedSession:
     """
 
     def __init__(self, mixture: Mixture, sessions: Sequence[EdgeSession]) -> None:
-        self._mixture, self.sessions = mixture, tuple(sessions)
+        self.mixture, self.sessions = mixture, tuple(sessions)
         self.bundle, self.version = sessions[0].bundle, sessions[0].version
         self.revision = max(session.revision for session in sessions)
 
@@ -51,7 +51,7 @@ class RoutedSession:
 
     def _by_look(self, images_BHWC: Uint8Array) -> list[tuple[int, Labels]]:
         """Components that have some of the pictures, and which."""
-        part_B = self._mixture.nearest(look_of(pixel_style(images_BHWC)))
+        part_B = self.mixture.nearest(look_of(pixel_style(images_BHWC)))
         return [(part, np.flatnonzero(part_B == part)) for part in np.unique(part_B).tolist()]
 
 
@@ -75,9 +75,17 @@ def following_session(
 ) -> Session:
     """By the device's own statistics and weights of this version, learned in this domain (None: in all). before: the
     session in use, whose parts are taken over where nothing has changed."""
-    found = own.in_use(weights, domain)
-    if own.mixture is None:
-        return build(*found[0])
-    known = before.sessions if isinstance(before, RoutedSession) and before.version == version else ()
-    ready = {session.revision: session for session in known}
-    return RoutedSession(own.mixture, [ready.get(revision) or build(values, revision) for values, revision in found])
+    mixture, found = own.in_use(weights, domain)
+    if mixture is None:
+        ((revision, values),) = found
+        return build(values, revision)
+    ready: Sequence[EdgeSession | None] = [None] * len(found)
+    if isinstance(before, RoutedSession) and before.mixture is mixture and before.version == version:
+        ready = before.sessions
+    return RoutedSession(
+        mixture,
+        [
+            session if session is not None and session.revision == revision else build(values, revision)
+            for session, (revision, values) in zip(ready, found, strict=True)
+        ],
+    )

@@ -63,7 +63,8 @@ Due = Literal["no", "later", "now"]
 class LocalStatistics:
     """Of one look at a time. Not thread-safe: whoever owns it calls ``arrive``, ``take_in`` and ``refresh`` in turn.
 
-    source: the bundle's norm parameters. classes: C. rng: for domains. revision: rises with each refresh.
+    source: the bundle's norm parameters. classes: C. rng: for domains. revision: number that the owner gives the last
+    measurement.
     """
 
     def __init__(
@@ -153,7 +154,6 @@ class LocalStatistics:
                 self._now.memory, self._now.seen = now.memory, now.seen
                 self._now.memory.keep_latest(now.seen)
                 self._look(parameters)
-        self.revision += 1
 
     def remembered(self) -> list[Labelled]:
         """The pictures of this world, oldest first."""
