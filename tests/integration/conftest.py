@@ -268,6 +268,18 @@ class Device:
             done.wait(0.01)
         raise AssertionError("did not happen")
 
+    def settle(self, agent: EdgeAgent) -> None:
+        """Wait until all that was predicted is in the statistics, as far as it will be."""
+        self.eventually(lambda: _at_rest(agent))
+
+
+def _at_rest(agent: EdgeAgent) -> bool:
+    follower = agent._follower
+    if follower._waiting or follower._due or not follower._owner.acquire(blocking=False):
+        return False
+    follower._owner.release()
+    return True
+
 
 @pytest.fixture
 def device(scripted_cloud: ScriptedCloud, tiny_bundle: Bundle, tmp_path: Path) -> Iterator[Device]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -39,21 +38,13 @@ def in_turns(one: Uint8Array, other: Uint8Array, count: int) -> Uint8Array:
     return np.stack([one[:count], other[:count]])[kinds, np.arange(count)]
 
 
-def show(agent: EdgeAgent, images: Uint8Array, batch: int, eventually: Callable[..., None]) -> list[Prediction]:
+def show(agent: EdgeAgent, images: Uint8Array, batch: int, device: Any) -> list[Prediction]:
     """Predict, each batch after all before it have been taken in."""
     found = []
     for start_at in range(0, len(images), batch):
         found += agent.predict(list(images[start_at : start_at + batch]))
-        eventually(lambda: at_rest(agent))
+        device.settle(agent)
     return found
-
-
-def at_rest(agent: EdgeAgent) -> bool:
-    follower = agent._follower
-    if follower._waiting or follower._due or not follower._owner.acquire(blocking=False):
-        return False
-    follower._owner.release()
-    return True
 
 
 @pytest.mark.parametrize("batch", [8, 64])
@@ -62,7 +53,7 @@ def test_each_look_is_answered_by_its_own_statistics(
 ) -> None:
     images = in_turns(clean, pale, 2 * KNOWN)
     labels = digits.digit_images()[1][digits.split().stream][: 2 * KNOWN]
-    found = show(agent, images, batch, device.eventually)
+    found = show(agent, images, batch, device)
     assert agent.status()["looks"] == 2
     assert isinstance(agent._updater.session, RoutedSession)
     right = np.array([each.label for each in found]) == labels
@@ -74,18 +65,18 @@ def test_nothing_is_sent_while_looks_alternate_and_again_when_they_do_not(
     agent: EdgeAgent, device: Any, clean: Uint8Array, pale: Uint8Array
 ) -> None:
     assert agent.status()["looks"] == 1
-    show(agent, in_turns(clean, pale, KNOWN), 32, device.eventually)
+    show(agent, in_turns(clean, pale, KNOWN), 32, device)
     assert agent.status()["looks"] == 2
-    found = show(agent, in_turns(clean, pale, KNOWN), 32, device.eventually)
+    found = show(agent, in_turns(clean, pale, KNOWN), 32, device)
     assert not any(each.selected for each in found)
-    show(agent, pale[:KNOWN], 32, device.eventually)
+    show(agent, pale[:KNOWN], 32, device)
     assert agent.status()["looks"] == 1
-    found = show(agent, pale[:KNOWN], 32, device.eventually)
+    found = show(agent, pale[:KNOWN], 32, device)
     assert any(each.selected for each in found)
 
 
 def test_an_update_is_used_in_every_look(agent: EdgeAgent, device: Any, clean: Uint8Array, pale: Uint8Array) -> None:
-    show(agent, in_turns(clean, pale, KNOWN), 32, device.eventually)
+    show(agent, in_turns(clean, pale, KNOWN), 32, device)
     before = agent._updater.session
     device.publish(1)
     device.eventually(lambda: agent._updater.session.version == 1)
@@ -117,13 +108,13 @@ def test_updates_may_come_while_the_number_of_looks_changes(
 def test_another_bundle_begins_with_one_look(
     agent: EdgeAgent, device: Any, clean: Uint8Array, pale: Uint8Array
 ) -> None:
-    show(agent, in_turns(clean, pale, KNOWN), 32, device.eventually)
+    show(agent, in_turns(clean, pale, KNOWN), 32, device)
     updater = agent._updater
     with updater._lock:  # as replace_bundle leaves it
         updater._own = None
         updater.session = updater._choose()
     agent._follower._fingerprint = ""
-    show(agent, pale[:32], 32, device.eventually)
+    show(agent, pale[:32], 32, device)
     assert agent.status()["looks"] == 1
     assert not isinstance(updater.session, RoutedSession)
 

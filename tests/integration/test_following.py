@@ -124,22 +124,13 @@ def test_first_answers_are_left_alone_if_the_device_shall_not_answer_again(
     assert set(measured) == {"cema-follower"}
 
 
-def at_rest(agent: EdgeAgent) -> bool:
-    """Whether all that was predicted is in the statistics, as far as it will be."""
-    follower = agent._follower
-    if follower._waiting or follower._due or not follower._owner.acquire(blocking=False):
-        return False
-    follower._owner.release()
-    return True
-
-
 def test_the_first_batch_of_another_world_is_answered_again(
     device: Any, offline: Callable[..., EdgeAgent], clean: Uint8Array, pale: Uint8Array, measured: list[str]
 ) -> None:
     agent = offline()
     for start in range(0, 160, 16):
         agent.predict(list(clean[start : start + 16]))
-    device.eventually(lambda: at_rest(agent))
+    device.settle(agent)
     measured.clear()
     old = agent._updater.session
     fresh = agent.predict(list(pale[:16]))
@@ -158,7 +149,7 @@ def test_a_world_that_comes_back_is_recognised_and_its_first_batch_answered_agai
         assert revisions(first) == {revision + 1}
         for start in range(16, 160, 16):
             agent.predict(list(world[start : start + 16]))
-        device.eventually(lambda: at_rest(agent))
+        device.settle(agent)
         domains.append(agent._follower.domain)
     assert domains[:2] == domains[2:]
     assert domains[0] != domains[1]

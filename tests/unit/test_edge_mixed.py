@@ -21,30 +21,11 @@ from cema.edge.session import EdgeSession
 from cema.edge.statistics import LocalStatistics, StatisticsSettings
 from cema.types import NormParameters, Uint8Array
 from cema.wire.messages import Preprocess
+from unit.looks import SIZE_PX, day, night, snowfall
 
 CLASSES = ["a", "b", "c", "d", "e"]
-SIZE_PX = 16
 KNOWN = 384
 """Pictures after which looks that alternate are known well."""
-
-
-def day(count: int, seed: int) -> Uint8Array:
-    """Pictures of middling light with structures of all sizes, each another."""
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.zeros((count, 3, SIZE_PX, SIZE_PX))
-    for cells in (2, 4, 8, SIZE_PX):
-        part = torch.rand((count, 3, cells, cells), generator=generator) * 40
-        images += nn.functional.interpolate(part, (SIZE_PX, SIZE_PX), mode="bilinear", align_corners=True)
-    return (images + 40).permute(0, 2, 3, 1).to(torch.uint8).contiguous().numpy()
-
-
-def night(count: int, seed: int) -> Uint8Array:
-    return day(count, seed) // np.uint8(8)
-
-
-def snowfall(count: int, seed: int) -> Uint8Array:
-    noise = np.random.default_rng(seed).normal(0, 60, (count, SIZE_PX, SIZE_PX, 3))
-    return np.clip(day(count, seed) + noise, 0, 255).astype(np.uint8)
 
 
 def in_turns(count: int, seed: int, block: int = 1) -> tuple[Uint8Array, np.ndarray]:
@@ -158,8 +139,6 @@ def test_while_looks_alternate_there_is_no_world_to_send_samples_of(measuring: M
     assert own.domain == 0
     live(own, snowfall(KNOWN, 2))
     assert own.domain not in (0, before)
-    live(own, day(KNOWN, 3))
-    assert own.domain == before, "it comes back"
 
 
 @pytest.mark.parametrize("world", [day, night, snowfall])
