@@ -9,6 +9,7 @@ Statistics 1978) says how many there are. mixed.py keeps statistics for each, ro
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 import msgspec
@@ -77,13 +78,24 @@ class Mixture:
 
     def distances(self, looks_NL: Float64Array) -> Float64Array:
         """Squared, in standard deviations, to each component [N, K]."""
-        whitening_LL = np.linalg.inv(np.linalg.cholesky(self.covariance_LL)).T
-        return _squares(looks_NL @ whitening_LL, self.mean_KL @ whitening_LL)
+        return _squares(looks_NL @ self._whitening, self._white_means)
 
     def log_densities(self, looks_NL: Float64Array) -> Float64Array:
         """ln(share x density) of each component [N, K]."""
+        return np.asarray(self._log_heights - self.distances(looks_NL) / 2)
+
+    @cached_property
+    def _whitening(self) -> Float64Array:
+        return np.asarray(np.linalg.inv(np.linalg.cholesky(self.covariance_LL)).T)
+
+    @cached_property
+    def _white_means(self) -> Float64Array:
+        return np.asarray(self.mean_KL @ self._whitening)
+
+    @cached_property
+    def _log_heights(self) -> Float64Array:
         _, log_volume = np.linalg.slogdet(2 * np.pi * self.covariance_LL)
-        return np.asarray(np.log(self.share_K) - (self.distances(looks_NL) + log_volume) / 2)
+        return np.asarray(np.log(self.share_K) - log_volume / 2)
 
     def nearest(self, looks_NL: Float64Array) -> Labels:
         """The most probable component of each, [N]."""
