@@ -191,6 +191,20 @@ def test_after_one_change_looks_are_of_the_new_world_alone_after_many_of_all(mea
     assert len(own._looks) > 4 * 24
 
 
+def test_looks_that_come_in_stretches_from_now_on_are_worlds_again(measuring: MeasuringSession) -> None:
+    own = statistics(measuring)
+    assert live(own, in_turns(KNOWN, 0)[0])[-1] >= 3
+    stretches = [(day, night)[turn % 2](128, turn) for turn in range(6)]
+    assert live(own, np.concatenate(stretches))[-1] == 1
+
+
+def test_black_pictures_now_and_then_leave_one_look(measuring: MeasuringSession) -> None:
+    own, images = statistics(measuring), day(1024, 0)
+    images[::33] = 0
+    assert set(live(own, images)) == {1}
+    assert own.domain > 0
+
+
 def test_mixtures_can_be_switched_off(measuring: MeasuringSession) -> None:
     assert set(live(statistics(measuring, most=1), in_turns(KNOWN, 0)[0])) == {1}
 

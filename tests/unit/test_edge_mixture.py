@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cema.edge.memory import STYLES, pixel_style
-from cema.edge.mixture import Float64Array, Mixture, MixtureSettings, alternates, best_mixture, look_of, single
+from cema.edge.mixture import (
+    Float64Array,
+    Mixture,
+    MixtureSettings,
+    alternates,
+    best_mixture,
+    in_turns,
+    look_of,
+    single,
+)
 
 SETTINGS = MixtureSettings()
 CENTRES = np.array([[0.5, -1.7, -2.9, 0.75], [0.5, -1.8, -3.5, 0.2], [0.5, -3.5, -4.7, 0.7], [0.5, -1.6, -2.4, 1.0]])
@@ -20,7 +29,7 @@ def looks(kinds: list[int], seed: int = 0) -> Float64Array:
     return CENTRES[kinds] + SPREAD * np.random.default_rng(seed).standard_normal((len(kinds), 4))
 
 
-def in_turns(count: int, kinds: int) -> list[int]:
+def turns(count: int, kinds: int) -> list[int]:
     return [index % kinds for index in range(count)]
 
 
@@ -33,7 +42,7 @@ def test_pictures_of_one_look_are_one_look(kind: int, count: int, seed: int) -> 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(2, 3), st.integers(128, 256), st.integers(0, 1000))
 def test_looks_that_alternate_are_told_apart(kinds: int, count: int, seed: int) -> None:
-    true = np.array(in_turns(count, kinds))
+    true = np.array(turns(count, kinds))
     found = best_mixture(looks(true.tolist(), seed), SETTINGS).nearest(looks(true.tolist(), seed + 1))
     right = sum(np.bincount(true[found == part]).max() for part in np.unique(found))  # a kind may have several
     assert right >= 0.9 * count
@@ -47,17 +56,17 @@ def test_a_scene_that_never_moves_is_one_look() -> None:
 
 
 def test_with_one_component_at_most_looks_never_alternate() -> None:
-    mixed = looks(in_turns(256, 4))
+    mixed = looks(turns(256, 4))
     assert len(best_mixture(mixed, SETTINGS)) >= 4
     assert len(best_mixture(mixed, MixtureSettings(most=1))) == 1
 
 
 def test_there_are_never_more_components_than_allowed() -> None:
-    assert len(best_mixture(looks(in_turns(256, 4)), MixtureSettings(most=3))) == 3
+    assert len(best_mixture(looks(turns(256, 4)), MixtureSettings(most=3))) == 3
 
 
 def test_the_same_looks_give_the_same_mixture() -> None:
-    one, other = (best_mixture(looks(in_turns(200, 3)), SETTINGS) for _ in range(2))
+    one, other = (best_mixture(looks(turns(200, 3)), SETTINGS) for _ in range(2))
     np.testing.assert_array_equal(one.mean_KL, other.mean_KL)
 
 
@@ -105,6 +114,17 @@ def test_one_look_does_not_alternate() -> None:
 @pytest.mark.parametrize(("every", "expected"), [(4, True), (8, True), (16, False), (60, False)])
 def test_a_few_odd_pictures_are_no_look(every: int, expected: bool) -> None:
     assert alternates((np.arange(256) % every == 0).astype(np.int64), SETTINGS) == expected
+
+
+@pytest.mark.parametrize(("every", "expected"), [(2, True), (5, True), (30, False), (50, False)])
+def test_odd_pictures_do_not_make_one_look_several(every: int, expected: bool) -> None:
+    """Clean pictures are no Gaussian: once far ones have paid for more components, those share the clean ones."""
+    rng = np.random.default_rng(0)
+    for seed in range(6):
+        clean = looks([0] * 256, seed)
+        clean[:, 1:3] -= rng.exponential(0.3, (256, 1))  # a tail, as pictures with little in them give
+        clean[::every] = (0.0, -6.9, -6.9, 0.0)  # black
+        assert (len(in_turns(clean, SETTINGS)) > 1) == expected
 
 
 def test_a_look_leaves_out_colour() -> None:

@@ -129,6 +129,9 @@ class Follower:
             self._owner.release()
 
     def _look_at_once(self, seen: Seen) -> bool:
+        if self._waiting:  # another thread was faster: its pictures have arrived and are not taken in yet
+            self._leave_to_thread(seen)
+            return False
         seen = self._arrived(seen)
         if seen.arrived and self._own is not None and self._own.asks(len(seen.labels)) == "now":
             self._take_in(seen)

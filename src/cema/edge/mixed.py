@@ -18,7 +18,7 @@ import numpy as np
 
 from cema.edge.measuring import MeasuringSession
 from cema.edge.memory import Labelled, pixel_style
-from cema.edge.mixture import Float64Array, Mixture, MixtureSettings, alternates, best_mixture, look_of, single
+from cema.edge.mixture import Float64Array, Mixture, MixtureSettings, in_turns, look_of, single
 from cema.edge.statistics import Due, LocalStatistics, StatisticsSettings
 from cema.types import NormParameters, Uint8Array
 from cema.wire.blend import BLEND, BlendSettings
@@ -52,6 +52,7 @@ class MixedStatistics:
         self._looks: deque[Float64Array] = deque(maxlen=self.settings.looks)
         self._seen = self._since = 0  # pictures in all, and since the looks were last described
         self._changes: deque[int] = deque(maxlen=self.settings.flutter)  # of the world: pictures seen before
+        self._doubts = 0  # judgements in a row by which looks do not alternate
         self._due: set[int] = set()
         self._now: Now = None, (self._one,)
         self.revision = 0
@@ -142,13 +143,17 @@ class MixedStatistics:
 
     def _describe(self) -> None:
         """Change to another number of looks, or to others, if that describes the latest pictures better."""
-        s, looks_NL = self.settings, np.array(self._looks)
+        looks_NL, now = np.array(self._looks), self.mixture
         self._since = 0
-        best = best_mixture(looks_NL, s)
-        if not alternates(best.nearest(looks_NL), s):
-            best = single(looks_NL)
-        now = self.mixture or single(looks_NL)
-        if best.evidence(looks_NL) > now.evidence(looks_NL) + (s.margin if len(best) > 1 else 0):
+        best = in_turns(looks_NL, self.settings)
+        known = now or single(looks_NL)
+        gain = best.evidence(looks_NL) - known.evidence(looks_NL)
+        self._doubts = self._doubts + 1 if len(best) == 1 else 0
+        if len(best) > 1:
+            better = gain > self.settings.margin
+        else:
+            better = now is not None and (gain > 0 or self._doubts >= self.settings.doubts)
+        if better:
             self._change_to(best)
 
     def _change_to(self, mixture: Mixture) -> None:
@@ -167,6 +172,7 @@ class MixedStatistics:
         numbers = self._numbers(len(mixture), known[0][1].picture.nbytes)
         self._now = mixture, tuple(self._component(pictures, numbers) for pictures in each_has)
         self._due = {part for part, pictures in enumerate(each_has) if pictures}
+        self._one.begin([], self._one.latest)  # its pictures are the components' now
 
     def _numbers(self, components: int, picture_bytes: int) -> StatisticsSettings:
         """Of statistics of one look, in which no world changes: all components together may have as much memory as

@@ -42,9 +42,11 @@ class MixtureSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     judgements. most: components, 1 = looks never alternate. margin: by which a description must be better than the one
     in use, nats per picture after the criterion's penalty (single looks reach 0.21, mixtures 0.35 to 1.0). alternation:
     how often neighbours differ, beside what shares in random order would give; below it there is one look at a time.
-    largest: share of one look from which on the others are odd pictures, not looks. flutter: changes of the world
-    within ``looks`` pictures, from which on these are described together. odd: squared distance, in standard
-    deviations, of a remembered picture that belongs to none. rounds, starts: of expectation maximisation.
+    rare: share of pictures below which a component is of odd ones, not of a look; largest: of one look from which on
+    the others are. doubts: judgements in a row by which looks no longer alternate, until that is believed without more
+    evidence. flutter: changes of the world within ``looks`` pictures, from which on these are described together. odd:
+    squared distance, in standard deviations, of a remembered picture that belongs to none. rounds, starts: of
+    expectation maximisation.
     """
 
     looks: Annotated[int, Meta(ge=2)] = 256
@@ -53,7 +55,9 @@ class MixtureSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     most: Annotated[int, Meta(ge=1)] = 6
     margin: Annotated[float, Meta(ge=0)] = 0.3
     alternation: Annotated[float, Meta(ge=0)] = 0.125
+    rare: Annotated[float, Meta(ge=0, le=1)] = 0.05
     largest: Annotated[float, Meta(gt=0, le=1)] = 0.9
+    doubts: Annotated[int, Meta(ge=1)] = 2
     flutter: Annotated[int, Meta(ge=1)] = 3
     odd: Annotated[float, Meta(gt=0)] = 20.0
     rounds: Annotated[int, Meta(ge=1)] = 25
@@ -126,6 +130,16 @@ def best_mixture(looks_NL: Float64Array, settings: MixtureSettings) -> Mixture:
         if best is one:
             break
     return best if most > least else one
+
+
+def in_turns(looks_NL: Float64Array, settings: MixtureSettings) -> Mixture:
+    """The description of looks that alternate; ``single`` where they do not. A few odd pictures may not decide it."""
+    best = best_mixture(looks_NL, settings)
+    label_N = best.nearest(looks_NL)
+    share_K = np.bincount(label_N, minlength=len(best)) / len(looks_NL)
+    common_N = share_K[label_N] >= settings.rare
+    rest = best if common_N.all() else best_mixture(looks_NL[common_N], settings)
+    return best if alternates(rest.nearest(looks_NL[common_N]), settings) else single(looks_NL)
 
 
 def alternates(labels_N: Labels, settings: MixtureSettings) -> bool:
