@@ -15,6 +15,7 @@ from cema.bench.streams import Pictures, make_streams
 from cema.cloud.models import digits
 from cema.config import StatisticsConfig
 from cema.edge import EdgeAgent
+from cema.edge.follower import Seen
 from cema.edge.routing import RoutedSession
 from cema.types import Prediction, Uint8Array
 from cema.wire.bundle import decode_bundle
@@ -86,6 +87,17 @@ def test_an_update_is_used_in_every_look(agent: EdgeAgent, device: Any, clean: U
     assert {part.version for part in after.sessions} == {1}
     for old, new in zip(before.sessions, after.sessions, strict=True):
         assert np.abs(old.logits(pale[:8]) - new.logits(pale[:8])).max() > 0.01
+
+
+def test_pictures_do_not_arrive_while_others_wait_that_have(agent: EdgeAgent, pale: Uint8Array) -> None:
+    """Two threads predict at once: the slower one saw an empty queue, and gets the statistics after the faster one."""
+    agent.predict(list(pale[:16]))
+    follower, fingerprint = agent._follower, agent._updater.fingerprint
+    first, second = Seen(fingerprint, pale[16:24], [0] * 8, arrived=True), Seen(fingerprint, pale[24:40], [1] * 16)
+    with follower._owner:  # the background thread has to wait
+        follower._waiting.append(first)
+        assert not follower._look_at_once(second)
+        assert [seen.arrived for seen in follower._waiting][-2:] == [True, False]
 
 
 def test_updates_may_come_while_the_number_of_looks_changes(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.mixture import GaussianMixture
 
 from cema.edge.memory import STYLES, pixel_style
 from cema.edge.mixture import (
@@ -92,6 +93,19 @@ def test_densities_and_evidence_are_those_of_the_textbook() -> None:
     likelihood = np.log(np.exp(mixture.log_densities(points)).sum(axis=1)).mean()
     free = 2 + 3 * 4 - 4  # shares and means beyond those of one Gaussian
     assert mixture.evidence(points) == pytest.approx(likelihood - free * np.log(50) / 2 / 50)
+
+
+@pytest.mark.parametrize("kinds", [2, 3])
+def test_the_fit_is_as_good_as_that_of_a_library(kinds: int) -> None:
+    points = looks(turns(256, kinds))
+    ours = best_mixture(points, MixtureSettings(most=kinds))
+    assert len(ours) == kinds
+    theirs = GaussianMixture(len(ours), covariance_type="tied", reg_covar=0.0025, n_init=10, random_state=0).fit(points)
+    parameters = (len(ours) - 1) * 5
+    assert ours.evidence(points) == pytest.approx(theirs.score(points) - parameters * np.log(256) / 2 / 256, abs=0.02)
+    matched = ours.nearest(theirs.means_)
+    np.testing.assert_allclose(ours.mean_KL[matched], theirs.means_, atol=0.05)
+    np.testing.assert_allclose(ours.covariance_LL, theirs.covariances_, atol=0.01)
 
 
 def test_one_look_is_mean_and_covariance() -> None:

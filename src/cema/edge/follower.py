@@ -80,7 +80,7 @@ class Follower:
     @property
     def looks(self) -> int:
         """How many alternate, 1 while nothing is followed."""
-        return 1 if self._own is None else self._own.looks
+        return self._own.looks if self._own is not None and self._updater.following else 1
 
     @property
     def narrow(self) -> bool:

@@ -182,7 +182,7 @@ class MixedStatistics:
         return msgspec.structs.replace(s, memory=places, change=math.inf, worlds=0)
 
     def _component(self, pictures: Sequence[Labelled], numbers: StatisticsSettings) -> LocalStatistics:
-        """Of one look; the latest statistics of all until it has been measured."""
+        """Of one look; until it has been measured, the statistics of before looks alternated."""
         own = LocalStatistics(self._measuring, self._classes, self._rng, numbers, self._blend_by)
         own.begin(pictures, self._one.latest)
         self.revision += 1

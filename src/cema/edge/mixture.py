@@ -26,9 +26,11 @@ light."""
 _COMPONENTS = (4, 2, 3, 6)
 """Tried in this order: where four describe pictures no better than one, others do not either."""
 _SHARE_LEAST = 1e-6
+"""Pictures of a component that has lost all: its share has a logarithm still."""
 _FAR_LEAST = 1e-9
 """Pictures of a scene that never moves are all alike, and still one of them must be chosen."""
 _TRIED = 4
+"""Pictures for each starting point; 2 + ln(components), as greedy k-means++ has it, rounded up."""
 _SEED = 0
 """Of the starting points: the same looks give the same mixture, and nothing else is drawn differently."""
 Float64Array = NDArray[np.float64]
