@@ -62,7 +62,8 @@ DEEP = {**FAST, "norm_targets": "batch"}
 
 @dataclass(frozen=True)
 class Table:
-    """What is run. processes: 1 where times are quoted. tuned: whether the numbers of tuning.json are used."""
+    """What is run. processes: 1 where times are quoted, or where a cell needs 12 GB. tuned: whether the numbers of
+    tuning.json are used."""
 
     specs: tuple[Spec, ...]
     processes: int = 2
@@ -188,7 +189,7 @@ TABLES = {
     "method-parts": Table(tuple(ablation.parts(SEEDS)), tuned=False),
     "method-changes": Table(tuple(ablation.changes()), tuned=False),
     "method-pareto": Table(tuple(ablation.pareto()), tuned=False),
-    "method-imagenet": Table(_method_imagenet(), tuned=False),
+    "method-imagenet": Table(_method_imagenet(), processes=1, tuned=False),
     "imagenet": Table((*_imagenet(3), *_imagenet(5)), processes=1, tuned=False),
     "row": Table((_cifar(methods=("cema-paper",), limit=None, options={"cema-paper": EXACT}),)),
 }

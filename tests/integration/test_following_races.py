@@ -130,6 +130,33 @@ def test_a_new_bundle_is_followed_afresh(
     assert agent.classes == ["a", "b", "c"]
 
 
+def test_a_bundle_that_went_and_came_back_between_two_pictures_is_followed_again(
+    device: Any, start: Callable[[], EdgeAgent], pictures: Uint8Array, other_bundle: Bundle
+) -> None:
+    agent = start()
+    agent.predict(list(pictures[:16]))
+    before = agent._follower.domain
+    agent._updater.replace_bundle(*signed(device, other_bundle))
+    agent._updater.replace_bundle(*signed(device, device.bundle))
+    assert agent.status()["stats_revision"] == 0, "the plain model"
+    predictions = agent.predict(list(pictures[:16]))
+    assert {each.stats_revision for each in predictions} == {1}
+    assert agent._follower.domain != before
+
+
+def test_statistics_of_a_bundle_that_has_just_been_replaced_are_not_put_on_the_new_one(
+    device: Any, start: Callable[[], EdgeAgent], pictures: Uint8Array, other_bundle: Bundle
+) -> None:
+    agent = start()
+    agent.predict(list(pictures[:16]))
+    own, old = agent._follower._own, agent._updater.fingerprint
+    assert own is not None
+    agent._updater.replace_bundle(*signed(device, other_bundle))
+    assert not agent._updater.follow(own, old)
+    agent._updater.renew()
+    assert len(agent.predict(list(pictures[16:32]))) == 16
+
+
 def test_pictures_of_the_bundle_before_are_left_out(
     device: Any, start: Callable[[], EdgeAgent], pictures: Uint8Array, other_bundle: Bundle
 ) -> None:

@@ -15,7 +15,7 @@ from cema.cloud.export import build_bundle
 from cema.edge.measuring import MeasuringSession
 from cema.edge.memory import pixel_style
 from cema.edge.mixed import MixedStatistics
-from cema.edge.mixture import MixtureSettings, look_of
+from cema.edge.mixture import Mixture, MixtureSettings, look_of
 from cema.edge.routing import RoutedSession, Session, following_session
 from cema.edge.session import EdgeSession
 from cema.edge.statistics import LocalStatistics, StatisticsSettings
@@ -162,6 +162,21 @@ def test_another_look_among_those_that_alternate_is_found(measuring: MeasuringSe
     live(own, in_turns(KNOWN, 1)[0])
     assert own.mixture is not None
     assert np.median(own.mixture.distances(look_of(pixel_style(pictures))).min(axis=1)) < 8 < np.median(far)
+
+
+def test_a_look_of_which_no_picture_is_remembered_goes_on_with_statistics_of_the_one_most_like_it(
+    measuring: MeasuringSession,
+) -> None:
+    own = statistics(measuring)
+    live(own, np.stack([day(KNOWN, 0), night(KNOWN, 0)], axis=1).reshape(-1, SIZE_PX, SIZE_PX, 3))
+    before, parts = own._now
+    assert before is not None
+    lower, higher = before.mean_KL[0] - 9, before.mean_KL[1] + 9  # where nothing is remembered
+    own._change_to(Mixture(before.share_K, np.array([higher, lower]), before.covariance_LL))
+    name = measuring.layers[0].mean
+    for now, then in zip(own._now[1], reversed(parts), strict=True):
+        assert not now.remembered()
+        np.testing.assert_array_equal(now.latest[name], then.latest[name])
 
 
 def test_looks_in_long_stretches_are_worlds_not_a_mixture(measuring: MeasuringSession) -> None:

@@ -135,7 +135,9 @@ class Device:
         answer_BK = self.classes.correct(given_BK)
         due = own.take_in(fitted_BHWC, answer_BK.argmax(axis=1).tolist())
         if due != "no":
+            alternated = own.looks > 1
             own.refresh(self.weights, self.domain)
+            changed |= alternated and own.looks == 1
             self._renew()
         if due == "now":
             given_BK = softmax(self.session.logits(fitted_BHWC))

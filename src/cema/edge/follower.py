@@ -201,7 +201,8 @@ class Follower:
         """Look at pictures that are new, in the statistics of their bundle; unchanged if that is no more in use."""
         if seen.arrived and seen.fingerprint == self._fingerprint:
             return seen
-        if seen.fingerprint != self._fingerprint and not self._begin(seen.fingerprint):
+        known = seen.fingerprint == self._fingerprint and self._updater.weights_for(self._own) is not None
+        if not known and not self._begin(seen.fingerprint):  # also where a bundle went and came back meanwhile
             return seen._replace(arrived=False)
         own = self._own
         assert own is not None
@@ -222,16 +223,16 @@ class Follower:
         measuring = MeasuringSession(bundle, threads=self._config.runtime.threads)
         self._own = MixedStatistics(measuring, len(bundle.manifest.classes), self._rng)
         self._fingerprint = fingerprint
-        self._updater.follow(self._own)
-        return True
+        return self._updater.follow(self._own, fingerprint)
 
     def _refresh(self) -> bool:
         """Measure, and put a session in place; False if the model has been replaced since."""
-        own, weights = self._own, self._updater.weights_of(self._fingerprint)
+        own, weights = self._own, self._updater.weights_for(self._own)
         if own is None or weights is None:
             return False
-        started_s, settled = self._clock(), own.settled
+        started_s, settled, alternated = self._clock(), own.settled, own.looks > 1
         own.refresh(*weights)
+        self._other_world |= alternated and own.looks == 1
         self.trust, self.domain = own.trusted(), own.domain
         self._updater.renew()
         if settled:

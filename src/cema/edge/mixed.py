@@ -157,20 +157,24 @@ class MixedStatistics:
             self._change_to(best)
 
     def _change_to(self, mixture: Mixture) -> None:
-        """Hand the remembered pictures to those whose look they have."""
+        """Hand the remembered pictures to those whose look they have; those without any go on with the statistics of
+        what was most like them."""
         known = [each for own in self._now[1] for each in own.remembered()]
         looks_NL = look_of(np.array([each.style for _, each in known]))
         part_N, fits_N = mixture.nearest(looks_NL), mixture.distances(looks_NL).min(axis=1) < self.settings.odd
         each_has = [
             [known[index] for index in np.flatnonzero((part_N == part) & fits_N)] for part in range(len(mixture))
         ]
+        before, parts = self._now
+        like_K = before.nearest(mixture.mean_KL) if before else np.zeros(len(mixture), int)
+        until_K = [parts[part].latest for part in like_K.tolist()]
         self._due = set()
         if len(mixture) == 1:
-            self._one.begin(each_has[0], self._one.latest)
+            self._one.begin(each_has[0], until_K[0])
             self._now = None, (self._one,)
             return
         numbers = self._numbers(len(mixture), known[0][1].picture.nbytes)
-        self._now = mixture, tuple(self._component(pictures, numbers) for pictures in each_has)
+        self._now = mixture, tuple(map(self._component, each_has, until_K, [numbers] * len(mixture)))
         self._due = {part for part, pictures in enumerate(each_has) if pictures}
         self._one.begin([], self._one.latest)  # its pictures are the components' now
 
@@ -181,10 +185,12 @@ class MixedStatistics:
         places = max(s.measured, min(s.memory, s.aside_bytes // (components * picture_bytes)))
         return msgspec.structs.replace(s, memory=places, change=math.inf, worlds=0)
 
-    def _component(self, pictures: Sequence[Labelled], numbers: StatisticsSettings) -> LocalStatistics:
-        """Of one look; until it has been measured, the statistics of before looks alternated."""
+    def _component(
+        self, pictures: Sequence[Labelled], until: NormParameters, numbers: StatisticsSettings
+    ) -> LocalStatistics:
+        """Of one look; statistics until it has been measured."""
         own = LocalStatistics(self._measuring, self._classes, self._rng, numbers, self._blend_by)
-        own.begin(pictures, self._one.latest)
+        own.begin(pictures, until)
         self.revision += 1
         own.revision = self.revision
         return own

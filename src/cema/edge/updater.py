@@ -148,11 +148,10 @@ class Updater:
     def bundle(self) -> Bundle:
         return self._bundle
 
-    def weights_of(self, fingerprint: str) -> Weights | None:
-        """Norm parameters of the adapted version and the domain in which they are good; None if this bundle is no more
-        in use."""
+    def weights_for(self, own: MixedStatistics | None) -> Weights | None:
+        """Of the adapted version; None if these statistics are not in use: their bundle was replaced."""
         with self._lock:
-            return self._weights if self.fingerprint == fingerprint else None
+            return self._weights if self._own is own else None
 
     @property
     def following(self) -> bool:
@@ -173,9 +172,12 @@ class Updater:
             return None
         return self._adapted.version if update_base(self._bytes, self._bundle.manifest) else 0
 
-    def follow(self, own: MixedStatistics) -> None:
-        """From now on, sessions have these statistics."""
-        self._own = own
+    def follow(self, own: MixedStatistics, fingerprint: str) -> bool:
+        """From now on, sessions have these statistics; False if they are of a bundle that is not in use."""
+        with self._lock:
+            if current := self.fingerprint == fingerprint:
+                self._own = own
+        return current
 
     def renew(self) -> None:
         """Build the session anew: the device's own statistics have changed. Raises BundleError, UpdateContentError."""
