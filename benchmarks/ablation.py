@@ -40,6 +40,16 @@ OFFLINE: dict[str, Options] = {
     "period and period_max / 2": {"statistics.period": 32, "statistics.period_max": 64},
     "change / 3": {"statistics.change": 0.73},
     "window x 3": {"statistics.window": 48},
+    "least x 3": {"statistics.least": 24},
+    "least / 3": {"statistics.least": 3},
+    "classes.window x 3": {"classes.window": 192},
+    "classes.window / 3": {"classes.window": 21},
+    "classes.memory x 3": {"classes.memory": 3000.0},
+    "classes.memory / 3": {"classes.memory": 333.0},
+    "classes.start x 3": {"classes.start": 768.0},
+    "classes.start / 3": {"classes.start": 85.0},
+    "classes.sigmas x 3": {"classes.sigmas": 9.0},
+    "classes.sigmas / 3": {"classes.sigmas": 1.0},
 }
 """Of ``cema-offline``."""
 CLOUD: dict[str, Options] = {
@@ -57,8 +67,53 @@ CLOUD: dict[str, Options] = {
     "e_min x 3": {"pacing.e_min": 0.3},
     "never silent, no class prior": {"classes.narrow": 0.0},
     "no class prior": {"classes.rounds": 0},
+    "momentum / 3": {"momentum": 0.3},
+    "e_max / 3": {"e_max": 0.13},
+    "e_max x 2.5": {"e_max": 1.0},
+    "divergence_weight x 3": {"divergence_weight": 9.0},
+    "divergence_weight / 3": {"divergence_weight": 1.0},
+    "entropy_weight x 3": {"entropy_weight": 9.0},
+    "label_weight x 3": {"label_weight": 3.0},
+    "random_share x 3": {"pacing.random_share": 0.3},
+    "random_share / 3": {"pacing.random_share": 0.033},
 }
 """Of ``cema``."""
+WORLDS: dict[str, Options] = {
+    "as it is": {},
+    "none remembered": {"statistics.worlds": 0},
+    "worlds / 3": {"statistics.worlds": 3},
+    "again x 3": {"statistics.again": 3.0},
+    "again / 3": {"statistics.again": 0.33},
+    "unlike x 3": {"statistics.unlike": 6.0},
+    "unlike / 3": {"statistics.unlike": 0.67},
+}
+"""Of ``cema-offline``, where conditions come back."""
+LOOKS: dict[str, Options] = {
+    "as it is": {},
+    "one look for all": {"mixture.most": 1},
+    "most / 3": {"mixture.most": 2},
+    "looks x 3": {"mixture.looks": 768},
+    "looks and least / 3": {"mixture.looks": 85, "mixture.least": 43},
+    "every x 3": {"mixture.every": 384},
+    "every / 3": {"mixture.every": 43},
+    "margin x 3": {"mixture.margin": 0.9},
+    "margin / 3": {"mixture.margin": 0.1},
+    "alternation x 3": {"mixture.alternation": 0.375},
+    "alternation / 3": {"mixture.alternation": 0.042},
+    "rare x 3": {"mixture.rare": 0.15},
+    "rare / 3": {"mixture.rare": 0.017},
+    "largest / 3": {"mixture.largest": 0.3},
+    "doubts x 3": {"mixture.doubts": 6},
+    "flutter x 3": {"mixture.flutter": 9},
+    "flutter / 3": {"mixture.flutter": 1},
+    "odd x 3": {"mixture.odd": 60.0},
+    "odd / 3": {"mixture.odd": 6.7},
+    "rounds x 3": {"mixture.rounds": 75},
+    "rounds / 3": {"mixture.rounds": 8},
+    "starts x 3": {"mixture.starts": 6},
+    "starts / 2": {"mixture.starts": 1},
+}
+"""Of ``cema-offline``, where conditions alternate and where they come one after the other."""
 PARTS = {
     "cema-offline": (
         "as it is",
@@ -107,6 +162,14 @@ def changes() -> Iterator[Spec]:
     for options in (OFFLINE["as it is"], OFFLINE["no change is noticed"]):
         for method in ("cema-offline", "cema"):
             yield _spec(method, options, corruptions=row, setting="continual")
+
+
+def worlds() -> Iterator[Spec]:
+    """Numbers that matter only where the world changes: conditions that come back, alternate, or do neither."""
+    for variants, settings in ((WORLDS, ("recurring",)), (LOOKS, ("mixed", "continual"))):
+        for options in variants.values():
+            for setting in settings:
+                yield _spec("cema-offline", options, corruptions=FOUR, setting=setting)
 
 
 def pareto() -> Iterator[Spec]:
