@@ -8,40 +8,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from cema.cloud.adapt import create_adapter
 from cema.cloud.adapt.base import Adapter, CloudStatistics, Metrics, State
-from cema.cloud.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
 from cema.cloud.controller import Controller, Publishing
 from cema.cloud.sharing import SharedAdapter
 from cema.cloud.store.base import BlobStore, Store
 from cema.cloud.store.blobs import FolderBlobs, MemoryBlobs
 from cema.cloud.store.memory import MemoryStore
 from cema.cloud.store.sql import SqlStore
-from cema.errors import ConflictError, StorageError
+from cema.errors import ConflictError
 from cema.types import NormParameters
 from cema.wire import signing
 from cema.wire.bundle import Bundle
 from cema.wire.image import encode_image
 from cema.wire.messages import Sample, SampleBatch
 from cema.wire.update import open_update
+from integration.tiny_net import TinyNet
 
 GROUP, WORKER = "cameras", "w"
 BOOT = bytes(16)
-
-
-class TinyNet(nn.Module):
-    """Norm parameters named as in the ``tiny_bundle`` fixture."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.conv, self.bn, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
-        self.eval()
-
-    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        return self.fc(torch.relu(self.bn(self.conv(images_BCHW))).mean((2, 3)))
 
 
 class Recorder(CloudStatistics):
@@ -286,28 +272,3 @@ def test_source_publishes_nothing_and_keeps_no_samples(cloud: Cloud) -> None:
     row = cloud.store.group(GROUP)
     assert (row.latest_version, row.pending, row.dirty) == (0, 0, False)
     assert cloud.store.replay(GROUP) == []
-
-
-def test_checkpoint_round_trip_continues_the_random_numbers_and_keeps_worlds_in_order() -> None:
-    rng = np.random.default_rng(3)
-    rng.random(7)
-    left = {(1 << 53) - 1: {"edge.bn.weight": np.zeros(3, np.float32)}, 8: {}, 7: {"left.7": np.full(1, 5, np.float32)}}
-    again = decode_checkpoint(encode_checkpoint(Checkpoint({"a": np.ones(2, np.float32)}, rng, {"d": 9}, left)))
-    np.testing.assert_array_equal(again.state["a"], [1, 1])
-    np.testing.assert_array_equal(again.rng.random(5), rng.random(5))
-    assert again.state.keys() == {"a"}
-    assert again.now == {"d": 9}
-    assert [*again.learned] == [*left]
-    for domain, state in left.items():
-        assert again.learned[domain].keys() == state.keys()
-        for name, value in state.items():
-            np.testing.assert_array_equal(again.learned[domain][name], value)
-
-
-def test_what_is_no_checkpoint_is_refused() -> None:
-    with pytest.raises(StorageError, match="checkpoint"):
-        decode_checkpoint(b"garbage")
-    rng = np.random.default_rng(3)
-    for name in ("left", "left.5", "left.x.bn.weight", "left.6.bn.weight"):
-        with pytest.raises(StorageError, match="checkpoint"):
-            decode_checkpoint(encode_checkpoint(Checkpoint({name: np.ones(2, np.float32)}, rng, {}, {5: {}})))

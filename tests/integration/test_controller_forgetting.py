@@ -9,7 +9,6 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from cema.cloud.adapt import create_adapter
 from cema.cloud.adapt.cema import CemaLite
@@ -25,21 +24,9 @@ from cema.wire.bundle import Bundle
 from cema.wire.image import encode_image
 from cema.wire.messages import Sample, SampleBatch
 from cema.wire.update import encode_update, open_update
+from integration.tiny_net import TinyNet
 
 WORKER = "w"
-
-
-class TinyNet(nn.Module):
-    """Norm parameters named as in the ``tiny_bundle`` fixture."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(1)
-        self.conv, self.bn, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
-        self.eval()
-
-    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        return self.fc(torch.relu(self.bn(self.conv(images_BCHW))).mean((2, 3)))
 
 
 class Collapsing(CemaLite):
@@ -59,7 +46,7 @@ class Cloud:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle, self.store, self.blobs = bundle, MemoryStore(), MemoryBlobs()
         self.now_ms, self.sent = 1_000_000, 0
-        self.adapter = Collapsing(TinyNet(), None, {"precision": "float32"})
+        self.adapter = Collapsing(TinyNet(1), None, {"precision": "float32"})
         self.shared = SharedAdapter(self.adapter)
         self.controllers: dict[str, Controller] = {}
 
@@ -72,7 +59,7 @@ class Cloud:
         )  # fmt: skip
 
     def restart(self) -> None:
-        self.shared = SharedAdapter(create_adapter("cema-lite", TinyNet(), None, {"precision": "float32"}))
+        self.shared = SharedAdapter(create_adapter("cema-lite", TinyNet(1), None, {"precision": "float32"}))
         self.start()
 
     def tick(self, domain: int, uploads: int, group: str = "g", device: str = "d") -> None:
@@ -107,7 +94,7 @@ def picture(number: int) -> bytes:
 
 
 def source() -> NormParameters:
-    return create_adapter("cema-lite", TinyNet(), None, {}).edge_parameters()
+    return create_adapter("cema-lite", TinyNet(1), None, {}).edge_parameters()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -20,9 +19,7 @@ from cema.edge import EdgeAgent
 from cema.edge.follower import TOGETHER
 from cema.edge.measuring import MeasuringSession
 from cema.edge.mixed import MixedStatistics
-from cema.edge.routing import Session
 from cema.edge.session import EdgeSession
-from cema.edge.updater import Updater
 from cema.types import Prediction, Uint8Array
 from cema.wire.bundle import decode_bundle, encode_bundle, fingerprint
 
@@ -249,44 +246,6 @@ def test_predict_touches_neither_disk_nor_network_while_it_measures(
     watching[0] = False
     assert measured
     assert touched == []
-
-
-def test_four_threads_get_right_answers_while_statistics_are_renewed(
-    device: Any, offline: Callable[..., EdgeAgent], clean: Uint8Array, pale: Uint8Array, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sessions: list[Session] = []
-    real = Updater._choose
-
-    def noted(updater: Updater) -> Session:
-        sessions.append(real(updater))
-        return sessions[-1]
-
-    monkeypatch.setattr(Updater, "_choose", noted)
-    agent, rounds = offline(), 30
-    # all start a round at once; the follower has taken in the last one, but may be measuring still
-    together = threading.Barrier(4, lambda: device.eventually(lambda: not agent._follower._waiting), timeout=60)
-
-    def run(number: int) -> list[tuple[Uint8Array, list[Prediction]]]:
-        rng, answered = np.random.default_rng(number), []
-        for turn in range(rounds):
-            world = pale if turn % 10 < 5 else clean
-            images = world[rng.choice(len(world), (1, 3, 8, 16)[number])]
-            together.wait()
-            answered.append((images, agent.predict(list(images))))
-        return answered
-
-    with ThreadPoolExecutor(4) as pool:
-        answers = [each for done in pool.map(run, range(4)) for each in done]
-    assert agent.status()["samples_seen"] == rounds * (1 + 3 + 8 + 16)
-    assert len({each.stats_revision for _, predictions in answers for each in predictions}) > 5
-    for images, predictions in answers:
-        (revision,) = revisions(predictions)
-        expected = [session.predict(images) for session in sessions if session.revision == revision]
-        assert any(
-            np.allclose(probabilities(predictions), each.confidence_B, rtol=1e-4)
-            and [said.label for said in predictions] == each.label_B.tolist()
-            for each in expected
-        ), f"no session of revision {revision} says so"
 
 
 def ours() -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from cema.cloud.models import digits
 from cema.config import StatisticsConfig
 from cema.edge import EdgeAgent
 from cema.edge.follower import PATIENCE_S, TOGETHER, Follower, Seen
+from cema.edge.routing import Session
 from cema.edge.session import EdgeSession
-from cema.types import Uint8Array
+from cema.edge.updater import Updater
+from cema.types import Prediction, Uint8Array
 from cema.wire import signing
 from cema.wire.bundle import Bundle, decode_bundle, encode_bundle
 from cema.wire.messages import Preprocess
@@ -39,13 +42,12 @@ def other_bundle() -> Bundle:
 
 
 @pytest.fixture
-def start(device: Any, digits_bundle: bytes) -> Callable[[], EdgeAgent]:
+def start(device: Any, digits_bundle: bytes) -> Callable[..., EdgeAgent]:
     device.bundle = decode_bundle(digits_bundle)
 
-    def started() -> EdgeAgent:
-        agent: EdgeAgent = device.start(
-            bundle=device.bundle, url=NOWHERE, statistics=StatisticsConfig(follow="on", duty=1.0)
-        )
+    def started(**changes: Any) -> EdgeAgent:
+        statistics = StatisticsConfig(follow="on", duty=1.0, **changes)
+        agent: EdgeAgent = device.start(bundle=device.bundle, url=NOWHERE, statistics=statistics)
         return agent
 
     return started
@@ -57,7 +59,7 @@ def signed(device: Any, bundle: Bundle) -> tuple[bytes, str]:
 
 
 def test_a_switch_that_comes_while_statistics_are_renewed_is_obeyed(
-    device: Any, start: Callable[[], EdgeAgent], pictures: Uint8Array, monkeypatch: pytest.MonkeyPatch
+    device: Any, start: Callable[..., EdgeAgent], pictures: Uint8Array, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent, held, go = start(), threading.Event(), threading.Event()
     real = EdgeSession.smoke_test
@@ -82,7 +84,7 @@ def test_a_switch_that_comes_while_statistics_are_renewed_is_obeyed(
 
 
 def test_predict_survives_a_bundle_that_is_replaced_while_it_predicts(
-    device: Any, start: Callable[[], EdgeAgent], pictures: Uint8Array, other_bundle: Bundle,
+    device: Any, start: Callable[..., EdgeAgent], pictures: Uint8Array, other_bundle: Bundle,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     agent, replacement = start(), [signed(device, other_bundle)]
@@ -100,7 +102,7 @@ def test_predict_survives_a_bundle_that_is_replaced_while_it_predicts(
 
 
 def test_predict_survives_a_bundle_that_is_replaced_before_it_answers_again(
-    device: Any, start: Callable[[], EdgeAgent], pictures: Uint8Array, other_bundle: Bundle,
+    device: Any, start: Callable[..., EdgeAgent], pictures: Uint8Array, other_bundle: Bundle,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     agent, real = start(), Follower.look
@@ -116,7 +118,7 @@ def test_predict_survives_a_bundle_that_is_replaced_before_it_answers_again(
 
 
 def test_a_new_bundle_is_followed_afresh(
-    device: Any, start: Callable[[], EdgeAgent], pictures: Uint8Array, other_bundle: Bundle
+    device: Any, start: Callable[..., EdgeAgent], pictures: Uint8Array, other_bundle: Bundle
 ) -> None:
     agent = start()
     agent.predict(list(pictures[:16]))
@@ -131,7 +133,7 @@ def test_a_new_bundle_is_followed_afresh(
 
 
 def test_a_bundle_that_went_and_came_back_between_two_pictures_is_followed_again(
-    device: Any, start: Callable[[], EdgeAgent], pictures: Uint8Array, other_bundle: Bundle
+    device: Any, start: Callable[..., EdgeAgent], pictures: Uint8Array, other_bundle: Bundle
 ) -> None:
     agent = start()
     agent.predict(list(pictures[:16]))
@@ -145,7 +147,7 @@ def test_a_bundle_that_went_and_came_back_between_two_pictures_is_followed_again
 
 
 def test_statistics_of_a_bundle_that_has_just_been_replaced_are_not_put_on_the_new_one(
-    device: Any, start: Callable[[], EdgeAgent], pictures: Uint8Array, other_bundle: Bundle
+    device: Any, start: Callable[..., EdgeAgent], pictures: Uint8Array, other_bundle: Bundle
 ) -> None:
     agent = start()
     agent.predict(list(pictures[:16]))
@@ -158,7 +160,7 @@ def test_statistics_of_a_bundle_that_has_just_been_replaced_are_not_put_on_the_n
 
 
 def test_pictures_of_the_bundle_before_are_left_out(
-    device: Any, start: Callable[[], EdgeAgent], pictures: Uint8Array, other_bundle: Bundle
+    device: Any, start: Callable[..., EdgeAgent], pictures: Uint8Array, other_bundle: Bundle
 ) -> None:
     agent = start()
     old = agent.status()["fingerprint"]
@@ -171,7 +173,7 @@ def test_pictures_of_the_bundle_before_are_left_out(
 
 
 def test_single_pictures_of_two_threads_at_once_are_measured_within_the_followers_patience(
-    device: Any, start: Callable[[], EdgeAgent], pictures: Uint8Array
+    device: Any, start: Callable[..., EdgeAgent], pictures: Uint8Array
 ) -> None:
     agent = start()
     follower = agent._follower
@@ -185,7 +187,7 @@ def test_single_pictures_of_two_threads_at_once_are_measured_within_the_follower
 
 
 def test_statistics_are_renewed_while_a_fast_stream_goes_on(
-    device: Any, start: Callable[[], EdgeAgent], pictures: Uint8Array, monkeypatch: pytest.MonkeyPatch
+    device: Any, start: Callable[..., EdgeAgent], pictures: Uint8Array, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent, revisions, ended = start(), list[int](), threading.Event()
     follower, real = agent._follower, Follower._take_in
@@ -211,3 +213,41 @@ def test_statistics_are_renewed_while_a_fast_stream_goes_on(
     hand_over(0)
     assert ended.wait(LIMIT_S)
     assert len(set(revisions)) > 3, "the first measurement, and some in 480 pictures"
+
+
+def test_four_threads_get_right_answers_while_statistics_are_renewed(
+    device: Any, start: Callable[..., EdgeAgent], clean: Uint8Array, pale: Uint8Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions: list[Session] = []
+    real = Updater._choose
+
+    def noted(updater: Updater) -> Session:
+        sessions.append(real(updater))
+        return sessions[-1]
+
+    monkeypatch.setattr(Updater, "_choose", noted)
+    agent, rounds = start(class_prior=False), 30
+    # all start a round at once; the follower has taken in the last one, but may be measuring still
+    together = threading.Barrier(4, lambda: device.eventually(lambda: not agent._follower._waiting), timeout=60)
+
+    def run(number: int) -> list[tuple[Uint8Array, list[Prediction]]]:
+        rng, answered = np.random.default_rng(number), []
+        for turn in range(rounds):
+            world = pale if turn % 10 < 5 else clean
+            images = world[rng.choice(len(world), (1, 3, 8, 16)[number])]
+            together.wait()
+            answered.append((images, agent.predict(list(images))))
+        return answered
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = [each for done in pool.map(run, range(4)) for each in done]
+    assert agent.status()["samples_seen"] == rounds * (1 + 3 + 8 + 16)
+    assert len({each.stats_revision for _, predictions in answers for each in predictions}) > 5
+    for images, predictions in answers:
+        (revision,) = {each.stats_revision for each in predictions}
+        expected = [session.predict(images) for session in sessions if session.revision == revision]
+        assert any(
+            np.allclose([said.probability for said in predictions], each.confidence_B, rtol=1e-4)
+            and [said.label for said in predictions] == each.label_B.tolist()
+            for each in expected
+        ), f"no session of revision {revision} says so"

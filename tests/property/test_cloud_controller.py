@@ -40,8 +40,7 @@ from cema.wire.messages import BundleManifest, NormTensor, Preprocess, Sample, S
 from cema.wire.update import open_update
 
 GROUP, LEASE_MS, INTERVAL_MS, BOOT = "g", 50, 3, bytes(16)
-MOST_SAMPLES = 250
-"""The number of a sample is the value of its pixels."""
+MOST_SAMPLES = 250  # the number of a sample is the value of its pixels
 cuts = st.none() | st.integers(0, 60)
 """Before which statement, commit or system call the power fails; None = it does not."""
 
@@ -292,11 +291,10 @@ def void(_: object) -> None:
     """The answer is lost, or not looked at."""
 
 
-CloudMachine.TestCase.settings = settings(max_examples=20, stateful_step_count=20, deadline=None)
-
-
 @pytest.mark.usefixtures("empty_cloud")
 class TestCloud(CloudMachine.TestCase):
+    settings = settings(max_examples=20, stateful_step_count=20, deadline=None)
+
     @pytest.fixture(autouse=True)
     def _start_from(self, empty_cloud: Path) -> None:
         CloudMachine.empty = empty_cloud
