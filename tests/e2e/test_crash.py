@@ -133,19 +133,8 @@ def test_killing_the_edge_loses_no_sample_that_was_committed_and_sends_none_twic
     for index, image in enumerate(load_dataset("digits", None).images[:200]):
         Image.fromarray(np.asarray(image)).save(photos / f"{index:04}.png")
     device.write_text(device.read_text() + "\n[selection]\nenabled = false\n")
-    command = [
-        *service.cema,
-        "edge",
-        "run",
-        "--device",
-        str(device),
-        "--images",
-        str(photos),
-        "--batch",
-        "8",
-        "--settle",
-        "60",
-    ]
+    where = ["--device", str(device), "--images", str(photos)]
+    command = [*service.cema, "edge", "run", *where, "--batch", "8", "--settle", "60"]
     first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
     for _ in range(64):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -157,6 +158,28 @@ class PlainNet:
         return softmax(x @ self.linear[2][0].T + self.linear[2][1])
 
 
+def by_differences(student: PlainNet, view: np.ndarray, target: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Gradient of the loss in the student's parameters, by central differences."""
+
+    def loss(theta: np.ndarray) -> float:
+        return float((weight * -(target * np.log(student.forward(view, theta, train=True))).sum(1)).mean())
+
+    gradient = np.zeros_like(student.theta)
+    for i, nudge in enumerate(np.eye(len(gradient)) * 1e-6):
+        gradient[i] = (loss(student.theta + nudge) - loss(student.theta - nudge)) / 2e-6
+    return gradient
+
+
+def assert_alike(pairs: Iterable[tuple[nn.Module, PlainNet]]) -> None:
+    for network, plain in pairs:
+        norms = [layer for layer in network.modules() if isinstance(layer, RobustNorm)]
+        theta = np.concatenate([np.concatenate([n.weight.detach(), n.bias.detach()]) for n in norms])
+        np.testing.assert_allclose(theta, plain.theta, atol=1e-5)
+        for norm, (mean, var) in zip(norms, plain.statistics, strict=True):
+            np.testing.assert_allclose(norm.get_buffer("running_mean"), mean, atol=1e-6)
+            np.testing.assert_allclose(norm.get_buffer("running_var"), var, atol=1e-6)
+
+
 def test_answers_and_updates_follow_the_equations() -> None:
     settings = RottaSettings(lr=0.01, statistics_rate=0.3, teacher_rate=0.2, capacity=8, update_every=6)
     net = linear_net()
@@ -184,26 +207,13 @@ def test_answers_and_updates_follow_the_equations() -> None:
             target = teacher.forward(inputs, teacher.theta, train=True, keep=True)
             weight = np.exp(-age) / (1 + np.exp(-age))
 
-            def loss(
-                theta: np.ndarray, target: np.ndarray = target, view: np.ndarray = view, weight: np.ndarray = weight
-            ) -> float:
-                return float((weight * -(target * np.log(student.forward(view, theta, train=True))).sum(1)).mean())
-
-            gradient = np.zeros_like(m)
-            for i, nudge in enumerate(np.eye(len(m)) * 1e-6):
-                gradient[i] = (loss(student.theta + nudge) - loss(student.theta - nudge)) / 2e-6
+            gradient = by_differences(student, view, target, weight)
             student.forward(view, student.theta, train=True, keep=True)
             m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
             student.theta = student.theta - 0.01 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
             teacher.theta = 0.8 * teacher.theta + 0.2 * student.theta
     assert t == 6
-    for network, plain in ((method.teacher, teacher), (method.student, student)):
-        norms = [layer for layer in network.modules() if isinstance(layer, RobustNorm)]
-        theta = np.concatenate([np.concatenate([n.weight.detach(), n.bias.detach()]) for n in norms])
-        np.testing.assert_allclose(theta, plain.theta, atol=1e-5)
-        for norm, (mean, var) in zip(norms, plain.statistics, strict=True):
-            np.testing.assert_allclose(norm.get_buffer("running_mean"), mean, atol=1e-6)
-            np.testing.assert_allclose(norm.get_buffer("running_var"), var, atol=1e-6)
+    assert_alike(((method.teacher, teacher), (method.student, student)))
     assert np.abs(student.theta - PlainNet(linear_net(), 0.3).theta).max() > 0.02
 
 

@@ -78,11 +78,7 @@ def run(
     ConfigError: a folder that cannot be written.
     """
     watcher = watcher or Watcher()
-    folder = out / CELLS
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"expected a folder to keep finished cells in, got {out}: {error.strerror}") from error
+    folder = _cells_folder(out)
     wanted = {cell.key(place.spec): cell for cell in cells(place.spec)}
     done = {key: _load(folder / f"{key}.json") for key in wanted} if resume else {}
     rows: dict[str, list[Row]] = {key: found for key, found in done.items() if found}
@@ -100,6 +96,15 @@ def run(
             if stop():
                 break
     return Finished([row for key in wanted for row in rows.get(key, [])], failures, kept)
+
+
+def _cells_folder(out: Path) -> Path:
+    folder = out / CELLS
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"expected a folder to keep finished cells in, got {out}: {error.strerror}") from error
+    return folder
 
 
 def _everywhere(
