@@ -149,13 +149,20 @@ def test_samples_know_their_device_and_its_world_in_the_queue_and_in_replay(stor
     assert conditions(store.replay("g", used[2])) == expected[4:5]
 
 
+def uploads(store: Store) -> list[tuple[Condition, int]]:
+    return [(condition, waiting.uploads) for condition, waiting in store.waiting("g").items()]
+
+
 def test_what_waits_is_counted_and_handed_out_by_device_and_world(store: Store) -> None:
     store.put_group("h", "f1", "bundle1", "on", 1)
     assert store.waiting("g") == {}
     for number, (device_id, domain) in enumerate([("door", 7), ("cam", 7), ("door", 7), ("cam", 8), ("cam", 7)]):
         upload(store, device_id, number, domain)
     upload(store, "cam", 9, 7, "h")
-    assert list(store.waiting("g").items()) == [(("door", 7), 2), (("cam", 7), 2), (("cam", 8), 1)]
+    assert uploads(store) == [(("door", 7), 2), (("cam", 7), 2), (("cam", 8), 1)]
+    newest = {condition: waiting.newest for condition, waiting in store.waiting("g").items()}
+    assert sorted(newest, key=newest.__getitem__) == [("door", 7), ("cam", 8), ("cam", 7)]
+    assert newest["cam", 7] == store.pending("g", 9)[-1].row_id
     cam = store.pending("g", 9, Condition("cam", 7))
     assert [each.image for each in cam] == [b"image 1", b"image 4"]
     assert store.pending("g", 1, Condition("cam", 7)) == cam[:1]
@@ -163,7 +170,7 @@ def test_what_waits_is_counted_and_handed_out_by_device_and_world(store: Store) 
     row = store.claim("w", 3, lease_ms=1000, tick_images=64, publish_interval_ms=0)
     assert row is not None
     store.commit_step(StepCommit("g", "w", row.lineage, 1, 0, consumed=[store.pending("g", 1)[0].row_id]), 4)
-    assert list(store.waiting("g").items()) == [(("cam", 7), 2), (("door", 7), 1), (("cam", 8), 1)]
+    assert uploads(store) == [(("cam", 7), 2), (("door", 7), 1), (("cam", 8), 1)]
 
 
 def test_a_repeated_sample_keeps_the_world_in_which_it_came_first(store: Store) -> None:

@@ -176,6 +176,50 @@ def test_a_version_says_that_the_edge_owns_statistics_and_for_one_device_in_whic
     assert same(recorder.edge_parameters(), cloud.newest().parameters)  # type: ignore[operator]
 
 
+def test_weights_of_a_device_that_watches_no_worlds_are_good_in_all(cloud: Cloud) -> None:
+    controller, _ = cloud.controller()
+    for _ in range(2):
+        cloud.show("a", None, 1, uploads=16)
+        cloud.tick(controller)
+    assert cloud.manifest().version == 2
+    assert cloud.manifest().domain is msgspec.UNSET
+
+
+def test_a_device_that_took_the_place_of_a_revoked_one_begins_at_the_source(cloud: Cloud) -> None:
+    controller, recorder = cloud.controller()
+    for device in ("old", "new"):
+        cloud.store.enrol(device, GROUP, device, cloud.now_ms)
+    for _ in range(2):
+        cloud.show("old", 7, 1, uploads=16)
+        cloud.tick(controller)
+    learned = cloud.newest().parameters
+    assert not same(learned, source())
+    cloud.store.revoke("old", cloud.now_ms)
+    for world, tag in ((8, 2), (9, 3)):
+        cloud.show("new", world, tag, uploads=8)  # too few to learn from by themselves
+        cloud.tick(controller)
+        assert cloud.manifest().domain == world
+        assert same(cloud.newest().parameters, source())
+        assert recorder.forgotten == [], "worlds of its own, not a share of the group's"
+    again, _ = cloud.controller()
+    assert again.worlds.now == {"new": 9}, "what the old one left in replay makes it no device again"
+
+
+def test_a_visit_to_another_world_does_not_take_the_weights_away(cloud: Cloud) -> None:
+    controller, _ = cloud.controller()
+    for _ in range(2):
+        cloud.show("a", 7, 1, uploads=16)
+        cloud.tick(controller)
+    cloud.show("a", 8, 2, uploads=5)
+    cloud.show("a", 7, 1, uploads=3)
+    cloud.tick(controller)
+    assert cloud.manifest().domain == 7
+    cloud.show("a", 7, 1, uploads=5)
+    cloud.tick(controller)
+    assert cloud.manifest().domain == 7
+    assert cloud.pending == []
+
+
 def test_devices_that_do_not_watch_are_of_one_world(cloud: Cloud) -> None:
     controller, recorder = cloud.controller()
     for _ in range(2):

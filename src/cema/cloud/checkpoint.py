@@ -19,23 +19,25 @@ from cema.cloud.worlds import Learned
 from cema.errors import StorageError
 
 _RNG_NAME = "rng"
-_LEFT, _NOW = "left", "now"
+_LEFT, _NOW, _METHOD = "left", "now", "method"
 """Tensors of a world that was left are named left.DOMAIN.NAME."""
 
 
 class Checkpoint(NamedTuple):
-    """state: of the adapter. now, learned: see ``cema.cloud.worlds.Worlds``; in the order in which worlds were left."""
+    """state: of the adapter. now, learned: see ``cema.cloud.worlds.Worlds``; in the order in which worlds were left.
+    method: whose state it is, empty in checkpoints of before."""
 
     state: State
     rng: np.random.Generator
     now: Mapping[str, int]
     learned: Learned
+    method: str = ""
 
 
 def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
     """Bytes of a checkpoint; PCG64's state is 128-bit integers, kept as JSON text in a uint8 tensor."""
-    worlds = {_NOW: dict(checkpoint.now), _LEFT: [*checkpoint.learned]}
-    text = json.dumps({**checkpoint.rng.bit_generator.state, **worlds}, sort_keys=True).encode()
+    said = {_NOW: dict(checkpoint.now), _LEFT: [*checkpoint.learned], _METHOD: checkpoint.method}
+    text = json.dumps({**checkpoint.rng.bit_generator.state, **said}, sort_keys=True).encode()
     left = {
         f"{_LEFT}.{domain}.{name}": value
         for domain, state in checkpoint.learned.items()
@@ -51,6 +53,7 @@ def decode_checkpoint(data: bytes) -> Checkpoint:
         said = json.loads(bytes(entries.pop(_RNG_NAME)["data"]))
         now = {str(device): int(domain) for device, domain in said.pop(_NOW, {}).items()}
         learned: Learned = {int(domain): {} for domain in said.pop(_LEFT, [])}
+        method = str(said.pop(_METHOD, ""))
         rng = np.random.default_rng()
         rng.bit_generator.state = said
         state: State = {}
@@ -63,4 +66,4 @@ def decode_checkpoint(data: bytes) -> Checkpoint:
                 state[name] = value
     except (SafetensorError, KeyError, ValueError, IndexError, AttributeError) as error:
         raise StorageError(f"expected an adaptation checkpoint, got {len(data)} bytes: {error}") from error
-    return Checkpoint(state, rng, now, learned)
+    return Checkpoint(state, rng, now, learned, method)

@@ -16,8 +16,9 @@ import msgspec
 import numpy as np
 import torch
 
-from cema.cloud.adapt.base import Adapter, Metrics, Schedule, State, restarted
+from cema.cloud.adapt.base import Adapter, Metrics, State, restarted
 from cema.cloud.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
+from cema.cloud.due import due, steps
 from cema.cloud.gate import Gate
 from cema.cloud.replay import Replay
 from cema.cloud.sharing import SharedAdapter
@@ -72,6 +73,7 @@ class Controller:
         self.replay = Replay(self.schedule.replay_capacity, replay_dir, sealed=seal_replay)
         self.row = row
         self.checkpoint, self.revision = row.checkpoint, row.revision
+        self._devices_ms, self._gone = -1, frozenset[str]()
         self._start = self._starting_state()
         self._resume()
         self.gate = Gate()
@@ -91,35 +93,28 @@ class Controller:
         Raises ConflictError when the lease, the bundle or the version changed under us: load the group anew.
         """
         self.row = row
-        schedule, steps = self.schedule, 0
+        schedule, made = self.schedule, 0
         # What arrives during this tick waits for the next: a busy group must not keep the worker from the others.
-        due = self._due(row.pending)
-        for condition in due:
+        conditions = self._due(row.pending)
+        for condition in conditions:
             if stop():
-                return steps
-            steps += 1
-            self._full_step(condition, over=steps == len(due))
+                return made
+            made += 1
+            self._full_step(condition, over=made == len(conditions))
         tick_due = row.samples_seen // schedule.tick_images > row.ticks_done
-        if tick_due and not steps and schedule.replay_only and len(self.replay) >= schedule.replay_min:
+        if tick_due and not made and schedule.replay_only and len(self.replay) >= schedule.replay_min:
             self._replay_step()
-            steps += 1
-        if not steps:
+            made += 1
+        if not made:
             self._commit(self._update_if_due(row.dirty))
-        return steps
+        return made
 
     def _due(self, pending: int) -> list[Condition | None]:
         """Of what to make a full step each; None: of whatever is oldest."""
         schedule = self.schedule
         if self.shared.stats_owner == "cloud" or pending < schedule.least_uploads:
-            return [None] * _steps(pending, schedule)
-        # a device's samples are learned by its own statistics
-        waiting = self.store.waiting(self.group)
-        last = {condition.device_id: condition for condition in waiting}
-        return [
-            condition
-            for condition, count in waiting.items()
-            for _ in range(max(_steps(count, schedule), condition != last[condition.device_id]))  # a world that is left
-        ]
+            return [None] * steps(pending, schedule)
+        return [*due(self.store.waiting(self.group), self.worlds.now, schedule)]
 
     def _full_step(self, condition: Condition | None, *, over: bool) -> None:
         """Uploads and replay -> adapter -> gate -> one transaction. Uploads join replay after their step. over: whether
@@ -134,7 +129,7 @@ class Controller:
 
     def _learn(self, images: Sequence[Uint8Array], condition: Condition | None) -> Metrics | None:
         """One adapt step on uploads and replay, of one condition where that counts; None if it was not made."""
-        if condition is not None and self.worlds.enter(condition, self.adapter):
+        if condition is not None and self.worlds.enter(condition, self.adapter, self._revoked()):
             self._good, self._moved = self.adapter.state(), True
         schedule, uploads_BCHW, replayed_BCHW = self.schedule, self._input(images), None
         held = len(self.replay) if condition is None else self.replay.count(condition)
@@ -160,7 +155,8 @@ class Controller:
         update = self._update_if_due(moved or (metrics is not None and not refusal), metrics or {})
         checkpoint = None
         if moved or metrics is not None:
-            saved = Checkpoint(self.adapter.state(), self.rng, self.worlds.of_one, self.worlds.learned)
+            method, worlds = self.publishing.method, self.worlds
+            saved = Checkpoint(self.adapter.state(), self.rng, worlds.of_one, worlds.learned, method)
             checkpoint = self.checkpoint = self.blobs.put(encode_checkpoint(saved))
         self._commit(update, consumed, evicted, checkpoint, over=over)
 
@@ -179,7 +175,7 @@ class Controller:
             created_at_ms=now,
             encoding=self.publishing.encoding if fits_float16(parameters) else "float32",
             stats_owner=self.adapter.stats_owner,
-            domain=next(iter(self.worlds.of_one.values()), msgspec.UNSET),
+            domain=next(iter(self.worlds.of_one.values()), 0) or msgspec.UNSET,  # 0: it watches no worlds
         )
         try:
             data = encode_update(manifest, parameters)
@@ -228,8 +224,11 @@ class Controller:
             self.rng = last.rng
         kept, images = self._decode(self.store.replay(self.group))
         self.replay.extend([sample.row_id for sample in kept], images, [sample.condition for sample in kept])
-        now = dict(sample.condition for sample in kept) if self.shared.stats_owner == "edge" else {}
-        self.worlds = Worlds(self.shared.initial, {**now, **(last.now if last else {})}, last.learned if last else {})
+        now: dict[str, int] = {}
+        if self.shared.stats_owner == "edge":
+            now = dict(sample.condition for sample in kept if sample.device_id not in self._revoked())
+            now |= last.now if last else {}
+        self.worlds = Worlds(self.shared.initial, now, last.learned if last else {})
 
     def _saved(self) -> State:
         """The adapter's state as of the last committed step."""
@@ -238,14 +237,28 @@ class Controller:
 
     def _last_step(self) -> Checkpoint | None:
         """What the last step left; None before the first. A damaged file is as good as none: a group that learns
-        again from the source is better off than one that never learns again."""
+        again from the source is better off than one that never learns again. So is another method's."""
         if self.checkpoint is None:
             return None
         try:
-            return decode_checkpoint(self.blobs.get(self.checkpoint))
+            last = decode_checkpoint(self.blobs.get(self.checkpoint))
         except (DamagedError, NotFoundError) as error:
             log.error("group %s: learning begins anew, the last checkpoint is lost: %s", self.group, error)
             return None
+        method = self.publishing.method
+        if last.method not in ("", method) or not self.shared.initial.keys() <= last.state.keys():
+            log.info("group %s: learning begins anew, by %s: the last step was another method's", self.group, method)
+            return None
+        return last
+
+    def _revoked(self) -> frozenset[str]:
+        """Devices of the group that are no more; asked of the store when any has changed."""
+        changed_ms = self.store.devices_changed_ms()
+        if changed_ms != self._devices_ms:
+            rows = self.store.devices(self.group)
+            self._gone = frozenset(row.device_id for row in rows if row.revoked_ms is not None)
+            self._devices_ms = changed_ms
+        return self._gone
 
     def _starting_state(self) -> State:
         """Without a checkpoint: the source, or what a rollback has just restored."""
@@ -280,7 +293,3 @@ class Controller:
         )
         pixels_BHWC = torch.from_numpy(images if isinstance(images, np.ndarray) else np.stack(images))
         return pixels_BHWC.permute(0, 3, 1, 2).to(torch.float32).mul_(scale).add_(shift)
-
-
-def _steps(uploads: int, schedule: Schedule) -> int:
-    return uploads // schedule.step_uploads or int(uploads >= schedule.least_uploads)

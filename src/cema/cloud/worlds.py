@@ -7,7 +7,7 @@ share their weights, one that comes into another world pulls them back to the so
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -22,26 +22,34 @@ Learned = dict[int, State]
 
 
 class Worlds:
-    """initial: state of an adapter that has learned nothing. now: domain of each device."""
+    """initial: state of an adapter that has learned nothing. now: domain of each device in which was learned last."""
 
     def __init__(self, initial: State, now: Mapping[str, int], learned: Learned) -> None:
-        self._initial, self._now, self.learned = initial, dict(now), learned
+        self._initial, self.now, self.learned = initial, dict(now), learned
 
     @property
     def of_one(self) -> Mapping[str, int]:
         """The world of a group's only device; empty if there are several: what they have learned is good in all."""
-        return self._now if len(self._now) == 1 else {}
+        return self.now if len(self.now) == 1 else {}
 
-    def enter(self, condition: Condition, adapter: Adapter) -> bool:
-        """Samples of this condition are about to be learned; True if the adapter has been changed for it."""
+    def enter(self, condition: Condition, adapter: Adapter, revoked: Collection[str] = ()) -> bool:
+        """Samples of this condition are about to be learned; True if the adapter has been changed for it. revoked:
+        devices that are no more. A device that took the place of another has learned nothing yet."""
         device, domain = condition
-        before = self._now.get(device, domain)
-        self._now[device] = domain
+        left = [each for each in self.now if each in revoked and each != device]
+        for each in left:
+            del self.now[each]
+        before = self.now.get(device, domain)
+        self.now[device] = domain
+        if left and len(self.now) == 1:
+            self.learned.clear()
+            adapter.load_state(self._initial)
+            return True
         if before == domain:
             return False
-        if len(self._now) > 1:
+        if len(self.now) > 1:
             self.learned.clear()
-            adapter.forget(1 / len(self._now))
+            adapter.forget(1 / len(self.now))
             return True
         self._leave(before, adapter.state())
         adapter.load_state({**self._initial, **self.learned.pop(domain, {})})

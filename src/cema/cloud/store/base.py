@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from cema.cloud.store.samples import Condition, StoredSample
+from cema.cloud.store.samples import Condition, StoredSample, Waiting
 from cema.wire.messages import SampleBatch, UploadReceipt
 
 
@@ -212,8 +212,8 @@ class Store(Protocol):
     def pending(self, group: str, limit: int, condition: Condition | None = None) -> list[StoredSample]:
         """The oldest samples that no step has used, in order of arrival; of one condition, or of all."""
 
-    def waiting(self, group: str) -> dict[Condition, int]:
-        """How many samples of each condition no step has used; the one with the oldest sample first."""
+    def waiting(self, group: str) -> dict[Condition, Waiting]:
+        """What of each condition no step has used; the one with the oldest sample first."""
 
     def replay(self, group: str, after_row: int = 0) -> list[StoredSample]:
         """Samples in replay with row_id > after_row, in order."""

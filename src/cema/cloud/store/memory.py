@@ -6,7 +6,6 @@ Nothing survives it. One lock makes every method a transaction; a step is checke
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Concatenate, ParamSpec, TypeVar
@@ -15,7 +14,7 @@ from cema.cloud.store.base import DeviceRow, GroupRow, NewUpdate, StepCommit, Up
 from cema.cloud.store.checks import base_mismatches, check_lineage, check_step, check_version
 from cema.cloud.store.memory_credentials import MemoryCredentials
 from cema.cloud.store.memory_group import MemoryGroup
-from cema.cloud.store.samples import Condition, StoredSample
+from cema.cloud.store.samples import Condition, StoredSample, Waiting
 from cema.errors import NotFoundError
 from cema.wire.messages import SampleBatch, UploadReceipt
 
@@ -176,8 +175,12 @@ class MemoryStore:
         return self._find(group).oldest(limit, condition)
 
     @_locked
-    def waiting(self, group: str) -> dict[Condition, int]:
-        return dict(Counter(sample.condition for sample in self._find(group).pending.values()))
+    def waiting(self, group: str) -> dict[Condition, Waiting]:
+        found: dict[Condition, Waiting] = {}
+        for row_id, sample in self._find(group).pending.items():
+            before = found.get(sample.condition, Waiting(0, 0))
+            found[sample.condition] = Waiting(before.uploads + 1, max(before.newest, row_id))
+        return found
 
     @_locked
     def replay(self, group: str, after_row: int = 0) -> list[StoredSample]:

@@ -13,6 +13,13 @@ class Condition(NamedTuple):
     domain: int
 
 
+class Waiting(NamedTuple):
+    """Of a condition, what no step has used: how many, and the row_id of the last that came."""
+
+    uploads: int
+    newest: int
+
+
 @dataclass(frozen=True)
 class StoredSample:
     """An uploaded sample. row_id: rises with arrival within the store; the order of the queue."""

@@ -19,7 +19,7 @@ from cema.cloud.store import sql_credentials, sql_deletion, sql_samples, sql_upd
 from cema.cloud.store.base import DeviceRow, GroupRow, GroupState, NewUpdate, StepCommit, UpdateRow, UserRow
 from cema.cloud.store.intact import damaged, is_damage
 from cema.cloud.store.migrate import migrate
-from cema.cloud.store.samples import Condition, StoredSample
+from cema.cloud.store.samples import Condition, StoredSample, Waiting
 from cema.cloud.store.sealing import NO_KEYS, SampleKeys
 from cema.cloud.store.sql_tables import (
     as_device,
@@ -203,7 +203,7 @@ class SqlStore:
         with self._read() as connection:
             return sql_samples.pending(connection, group, limit, condition, self._keys)
 
-    def waiting(self, group: str) -> dict[Condition, int]:
+    def waiting(self, group: str) -> dict[Condition, Waiting]:
         with self._read() as connection:
             return sql_samples.waiting(connection, group)
 

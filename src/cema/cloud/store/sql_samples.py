@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, func, insert, select, update
 
 from cema.cloud.store.checks import base_mismatches
-from cema.cloud.store.samples import Condition, StoredSample
+from cema.cloud.store.samples import Condition, StoredSample, Waiting
 from cema.cloud.store.sealing import SampleKeys
 from cema.cloud.store.sql_tables import PENDING, REPLAY, boots, devices, find_group, groups, payloads, samples
 from cema.wire.messages import Sample, SampleBatch, UploadReceipt
@@ -47,16 +47,17 @@ def pending(
     return _stored(connection, queue, group, keys)
 
 
-def waiting(connection: Connection, group: str) -> dict[Condition, int]:
+def waiting(connection: Connection, group: str) -> dict[Condition, Waiting]:
     find_group(connection, group)
     condition = samples.c.device_id, samples.c.domain
     counted = (
-        select(*condition, func.count())
+        select(*condition, func.count(), func.max(samples.c.row_id))
         .where(samples.c.group_name == group, samples.c.state == PENDING)
         .group_by(*condition)
         .order_by(func.min(samples.c.row_id))
     )
-    return {Condition(device_id, domain): count for device_id, domain, count in connection.execute(counted)}
+    found = connection.execute(counted)
+    return {Condition(device_id, domain): Waiting(count, newest) for device_id, domain, count, newest in found}
 
 
 def replay(connection: Connection, group: str, after_row: int, keys: SampleKeys) -> list[StoredSample]:
