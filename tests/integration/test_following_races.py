@@ -17,6 +17,7 @@ from cema.cloud.models import digits
 from cema.config import StatisticsConfig
 from cema.edge import EdgeAgent
 from cema.edge.follower import PATIENCE_S, TOGETHER, Follower, Seen
+from cema.edge.mixed import MixedStatistics
 from cema.edge.routing import Session
 from cema.edge.session import EdgeSession
 from cema.edge.updater import Updater
@@ -117,6 +118,43 @@ def test_predict_survives_a_bundle_that_is_replaced_before_it_answers_again(
     assert len(agent.predict(list(pictures[:16]))) == 16
 
 
+def test_pictures_that_have_arrived_are_taken_in_before_those_that_came_meanwhile(
+    start: Callable[..., EdgeAgent], pictures: Uint8Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread predicts while the look of a batch is being taken, and finds the statistics busy."""
+    agent = start()
+    agent.predict(list(pictures[:16]))
+    follower, fingerprint, real = agent._follower, agent._updater.fingerprint, MixedStatistics.arrive
+    later = Seen(fingerprint, pictures[32:64], [0] * 32)
+
+    def interrupted(own: MixedStatistics, images_BHWC: Uint8Array) -> bool:
+        monkeypatch.setattr(MixedStatistics, "arrive", real)
+        follower._leave_to_thread(later)
+        return real(own, images_BHWC)
+
+    with follower._owner:  # the background thread has to wait
+        monkeypatch.setattr(MixedStatistics, "arrive", interrupted)
+        monkeypatch.setattr(MixedStatistics, "asks", lambda own, count: "later")
+        assert not follower._look_at_once(Seen(fingerprint, pictures[16:32], [1] * 16))
+        assert [(len(seen.labels), seen.arrived) for seen in follower._waiting] == [(16, True), (32, False)]
+
+
+def test_what_goes_wrong_while_pictures_are_followed_costs_no_answer(
+    device: Any, start: Callable[..., EdgeAgent], pictures: Uint8Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, real = start(), MixedStatistics.arrive
+
+    def broken(own: MixedStatistics, images_BHWC: Uint8Array) -> bool:
+        raise ValueError("need at least one array to concatenate")
+
+    monkeypatch.setattr(MixedStatistics, "arrive", broken)
+    assert len(agent.predict(list(pictures[:16]))) == 16
+    assert "ValueError" in str(agent.status()["last_error"])
+    monkeypatch.setattr(MixedStatistics, "arrive", real)
+    agent.predict(list(pictures[:16]))
+    device.eventually(lambda: agent.status()["stats_revision"])
+
+
 def test_a_new_bundle_is_followed_afresh(
     device: Any, start: Callable[..., EdgeAgent], pictures: Uint8Array, other_bundle: Bundle
 ) -> None:
@@ -141,6 +179,7 @@ def test_a_bundle_that_went_and_came_back_between_two_pictures_is_followed_again
     agent._updater.replace_bundle(*signed(device, other_bundle))
     agent._updater.replace_bundle(*signed(device, device.bundle))
     assert agent.status()["stats_revision"] == 0, "the plain model"
+    assert agent._follower.domain == 0, "samples say nothing of a world that this model has not seen"
     predictions = agent.predict(list(pictures[:16]))
     assert {each.stats_revision for each in predictions} == {1}
     assert agent._follower.domain != before

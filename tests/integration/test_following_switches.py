@@ -11,6 +11,8 @@ import pytest
 
 from cema.config import RuntimeConfig, StatisticsConfig
 from cema.edge.session import EdgeSession
+from cema.edge.slots import StateFolder
+from cema.errors import StorageError
 from cema.types import Prediction, Uint8Array
 
 NOWHERE = "http://127.0.0.1:1"
@@ -98,6 +100,29 @@ def test_the_clouds_switch_puts_statistics_aside_and_on_again_takes_them_up(own:
     assert_source(own, predictions, pale[:16])
     agent._updater.set_adaptation("on")
     assert agent.predict(list(pale[:1]))[0].stats_revision >= 1
+
+
+def test_the_cloud_is_obeyed_while_nothing_can_be_written(
+    own: Any, pale: Uint8Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, refused = own.start(bundle=own.bundle, url=NOWHERE, statistics=AUTO), []
+
+    def full(folder: StateFolder, name: str, data: bytes) -> None:
+        refused.append(name)
+        raise StorageError("expected to write, got: no space left on device")
+
+    monkeypatch.setattr(StateFolder, "_replace", full)
+    agent._updater.set_stats_owner("edge")
+    assert {each.stats_revision for each in agent.predict(list(pale[:16]))} == {1}
+    agent._updater.set_adaptation("off")
+    predictions = agent.predict(list(pale[:16]))
+    assert {(each.stats_revision, each.selected) for each in predictions} == {(0, False)}
+    assert len(refused) == 2
+    monkeypatch.undo()
+    agent._updater.set_adaptation("off")
+    agent.close()
+    again = own.start(bundle=own.bundle, url=NOWHERE, statistics=AUTO)
+    assert again.status()["adaptation"] == "off", "remembered as soon as it can be"
 
 
 def test_switched_off_on_the_device_there_are_neither_statistics_nor_weights(own: Any, pale: Uint8Array) -> None:

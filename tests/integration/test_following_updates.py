@@ -195,9 +195,12 @@ def test_a_model_without_batch_norm_takes_what_cema_has_learned(own: Any) -> Non
     assert agent.status()["version"] == 1
 
 
-def test_a_device_that_does_not_follow_takes_weights_and_the_sources_statistics(own: Any, pale: Uint8Array) -> None:
+@pytest.mark.parametrize("domain", [None, 0], ids=["of all worlds", "of a device that watches none"])
+def test_a_device_that_does_not_follow_takes_weights_and_the_sources_statistics(
+    own: Any, pale: Uint8Array, domain: int | None
+) -> None:
     agent = own.start(statistics=OFF)
-    offer(own, 1, None)
+    offer(own, 1, domain)
     own.eventually(lambda: agent.status()["version"] == 1)
     predictions = agent.predict(list(pale[:16]))
     assert is_blank(predictions)

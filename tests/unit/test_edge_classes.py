@@ -93,6 +93,15 @@ def test_the_estimate_is_expectation_maximisation_with_a_flat_prior() -> None:
     np.testing.assert_allclose(recent.correct(new), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("batch", [1, 63, 64, 65, 128])
+def test_answers_before_the_window_do_not_count(batch: int) -> None:
+    recent, fresh = shown(RecentClasses(10), [*mixed(320), *[0] * 64]), RecentClasses(10)
+    fresh.take_in(answers([0] * max(0, recent.settings.window - batch)), [])
+    fresh.narrow = True
+    given_BK = answers([1] * batch, probability=0.4)
+    np.testing.assert_array_equal(recent.correct(given_BK), fresh.correct(given_BK))
+
+
 def test_no_rounds_mean_no_correction() -> None:
     recent, given_BK = shown(RecentClasses(10, ClassesSettings(rounds=0)), [7] * 80), answers([1])
     assert recent.narrow

@@ -133,6 +133,34 @@ def test_a_world_that_is_found_out_has_its_own_pictures_and_statistics_alone(mea
         np.testing.assert_array_equal(moved.latest[name], value)
 
 
+def test_a_world_that_is_found_out_is_measured_by_the_sources_weights(measuring: MeasuringSession) -> None:
+    """Those of the world that it was taken for are good there alone."""
+    moved, fresh = found_out(measuring), found_out(measuring)
+    source = measuring.bundle.source_parameters()
+    there = {name: value * 2 if name.endswith("weight") else value for name, value in source.items()}
+    lying = live(moved, blinds(128, 1))
+    live(moved, night(128, 2))
+    for own, weights in ((moved, there), (fresh, source)):
+        own.arrive(bars(64, 3))
+        own.take_in(bars(64, 3), [index % 5 for index in range(64)])
+        own.refresh(weights, lying)
+    assert moved.domain != lying
+    assert same(moved.latest, fresh.latest)
+
+
+def test_a_world_that_was_left_before_it_was_measured_is_a_new_one_when_it_comes_back(
+    measuring: MeasuringSession,
+) -> None:
+    """As when pictures of several worlds wait while one measurement takes long."""
+    own = found_out(measuring)
+    live(own, day(128, 1))
+    own.arrive(night(64, 2))
+    own.take_in(night(64, 2), [index % 5 for index in range(64)])
+    gone = own.domain
+    live(own, snowfall(128, 3))
+    assert live(own, night(64, 4), 64) != gone
+
+
 def test_each_of_several_worlds_is_recognised_again_and_again(measuring: MeasuringSession) -> None:
     own = statistics(measuring)
     worlds = day, night, snowfall

@@ -73,7 +73,8 @@ class RecentClasses:
     def _present(self, probabilities_BK: Float32Array) -> Float32Array:
         """Shares of the classes among the latest pictures, float32 [K]."""
         s = self.settings
-        earlier = list(self._window)[-max(0, s.window - len(probabilities_BK)) :] if self._window else []
+        wanted = max(0, s.window - len(probabilities_BK))
+        earlier = list(self._window)[max(0, len(self._window) - wanted) :]
         seen_NK = np.concatenate([np.array(earlier, np.float32).reshape(-1, self.classes), probabilities_BK])
         share_K = np.full(self.classes, 1 / self.classes, np.float32)
         for _ in range(s.rounds):

@@ -61,7 +61,10 @@ class EdgeCounters:
             with self._mutex:
                 self.dropped[reason] += samples
 
-    def failed(self, error: CemaError) -> None:
+    def failed(self, error: Exception) -> None:
+        """Remember what went wrong last; what is no CemaError is a fault of ours."""
+        if not isinstance(error, CemaError):
+            error = CemaError(f"unexpected {type(error).__name__}: {error}")
         self.last_error = f"{error.code}: {error}"
 
     def latency_ms(self) -> tuple[float, float]:

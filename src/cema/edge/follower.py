@@ -7,6 +7,7 @@ come in batches, so that they can be answered again by statistics that know them
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -28,6 +29,7 @@ from cema.edge.updater import Updater
 from cema.errors import CemaError
 from cema.types import Float32Array, Uint8Array
 
+log = logging.getLogger(__name__)
 WAITING_BATCHES = 32
 """Batches that may wait for the thread; what comes beyond is left out of the statistics, which are of a sample
 anyway."""
@@ -51,8 +53,7 @@ class Seen(NamedTuple):
 class Follower:
     """Statistics of a running device. ``look`` is called by ``predict``, ``step`` by a worker thread.
 
-    trust: how far the stream is from the source, 0..1. domain: of the present world, 0 while nothing is
-    followed or looks alternate. narrow: whether far fewer classes show than in the long run.
+    trust: how far the stream is from the source, 0..1. narrow: whether far fewer classes show than in the long run.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Follower:
         self._own: MixedStatistics | None = None
         self._fingerprint = ""
         self._other_world = False
-        self.trust, self.domain = 1.0, 0
+        self.trust, self._domain = 1.0, 0
         self._counting = threading.Lock()  # of the classes
         self._classes: RecentClasses | None = None
         self._classes_of = ""
@@ -81,6 +82,11 @@ class Follower:
     def looks(self) -> int:
         """How many alternate, 1 while nothing is followed."""
         return self._own.looks if self._own is not None and self._updater.following else 1
+
+    @property
+    def domain(self) -> int:
+        """Of the present world; 0 while nothing is followed or looks alternate."""
+        return self._domain if self._updater.following and self._updater.follows(self._own) else 0
 
     @property
     def narrow(self) -> bool:
@@ -121,9 +127,12 @@ class Follower:
             return False
         try:
             return self._look_at_once(seen)
-        except CemaError as error:  # the first answer stands; the thread goes on trying
+        except Exception as error:  # the first answer stands, whatever is wrong here; the thread goes on trying
             self._failed = True
             self._counters.failed(error)
+            log.warning(
+                "pictures were answered, but not followed: %s", error, exc_info=not isinstance(error, CemaError)
+            )
             return False
         finally:
             self._owner.release()
@@ -140,6 +149,9 @@ class Follower:
         return False
 
     def _leave_to_thread(self, seen: Seen) -> None:
+        if seen.arrived:  # before those that came meanwhile: what arrived last is what is taken in next
+            self._waiting.appendleft(seen)
+            return
         if len(seen.labels) == 1:  # a view of the caller's own picture; of several, the stack is ours
             seen = seen._replace(images_BHWC=seen.images_BHWC.copy())
         if len(self._waiting) < WAITING_BATCHES:
@@ -201,14 +213,14 @@ class Follower:
         """Look at pictures that are new, in the statistics of their bundle; unchanged if that is no more in use."""
         if seen.arrived and seen.fingerprint == self._fingerprint:
             return seen
-        known = seen.fingerprint == self._fingerprint and self._updater.weights_for(self._own) is not None
+        known = seen.fingerprint == self._fingerprint and self._updater.follows(self._own)
         if not known and not self._begin(seen.fingerprint):  # also where a bundle went and came back meanwhile
             return seen._replace(arrived=False)
         own = self._own
         assert own is not None
         if own.arrive(seen.images_BHWC):
             self._other_world, self._not_before_s = True, 0.0
-        self.trust, self.domain = own.trusted(), own.domain
+        self.trust, self._domain = own.trusted(), own.domain
         return seen._replace(arrived=True)
 
     def _take_in(self, seen: Seen) -> Due:
@@ -227,13 +239,14 @@ class Follower:
 
     def _refresh(self) -> bool:
         """Measure, and put a session in place; False if the model has been replaced since."""
-        own, weights = self._own, self._updater.weights_for(self._own)
+        own = self._own
+        weights = self._updater.weights_for(own) if own is not None else None
         if own is None or weights is None:
             return False
         started_s, settled, alternated = self._clock(), own.settled, own.looks > 1
         own.refresh(*weights)
         self._other_world |= alternated and own.looks == 1
-        self.trust, self.domain = own.trusted(), own.domain
+        self.trust, self._domain = own.trusted(), own.domain
         self._updater.renew()
         if settled:
             done_s = self._clock()

@@ -137,7 +137,7 @@ class MixedStatistics:
         return len(self._changes) == self.settings.flutter and self._seen - self._changes[0] < self.settings.looks
 
     def _measure(self, own: LocalStatistics, weights: NormParameters, domain: int | None) -> None:
-        own.refresh(own.in_use(weights, domain))
+        own.refresh(weights, domain)
         self.revision += 1
         own.revision = self.revision
 

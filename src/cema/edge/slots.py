@@ -34,6 +34,7 @@ POINTER_FILE, LOCK_FILE, STATUS_FILE, OUTBOX_FILE = "pointer.json", "lock", "sta
 _BUNDLE_PREFIX = "bundle-"
 Slot = Literal["a", "b"]
 Adaptation = Literal["on", "off"]
+Owner = Literal["cloud", "edge"]
 
 
 class SlotEntry(msgspec.Struct, frozen=True):
@@ -57,7 +58,7 @@ class Pointer(msgspec.Struct, frozen=True):
     slots: dict[Slot, SlotEntry] = {}
     adaptation: Adaptation = "on"
     group: str | None = None
-    stats_owner: Literal["cloud", "edge"] = "cloud"
+    stats_owner: Owner = "cloud"
     bundle_place: int = 0
 
 
@@ -101,11 +102,11 @@ class StateFolder:
             self._point(msgspec.structs.replace(self._pointer, adaptation=adaptation))
 
     @property
-    def stats_owner(self) -> str:
+    def stats_owner(self) -> Owner:
         """The cloud's last word on whose norm statistics devices of this group use: cloud | edge."""
         return self._pointer.stats_owner
 
-    def set_stats_owner(self, owner: Literal["cloud", "edge"]) -> None:
+    def set_stats_owner(self, owner: Owner) -> None:
         if owner != self._pointer.stats_owner:
             self._point(msgspec.structs.replace(self._pointer, stats_owner=owner))
 

@@ -142,18 +142,19 @@ class LocalStatistics:
         self._now.since += len(labels)
         return due
 
-    def refresh(self, parameters: NormParameters) -> None:
-        """Measure the memory by these weights and biases: ``latest``, mean and variance of every batch norm by name.
-        A world that came back is another one after all if it only looks the same: then ``domain`` changes."""
+    def refresh(self, weights: NormParameters, domain: int | None = None) -> None:
+        """Measure the memory by these weights and biases, which were learned in this domain (None: in all), or by the
+        source's: ``latest``, mean and variance of every batch norm by name. A world that came back is another one after
+        all if it only looks the same: then ``domain`` changes."""
         now = self._now
-        measured = self._look(parameters)
+        measured = self._look(self.in_use(weights, domain))
         if now.left is not None and now.seen >= self.settings.measured:
             left, now.left = now.left, None
             if self._unlike(measured, left) > self.settings.unlike:
                 self._now = self._new_world(now.latest)
                 self._now.memory, self._now.seen = now.memory, now.seen
                 self._now.memory.keep_latest(now.seen)
-                self._look(parameters)
+                self._look(self.in_use(weights, domain))
 
     def remembered(self) -> list[Labelled]:
         """The pictures of this world, oldest first."""
@@ -210,7 +211,7 @@ class LocalStatistics:
         gone = self._now
         if gone.left is not None:  # not confirmed: what is known of it is what was known before
             self._left.put(gone.left)
-        elif self.settled:
+        elif self.settled and gone.pool:  # seen, but never measured, it could not be recognised
             gone.memory.drop_latest(len(self._window) - len(self.styles_BS))  # on the border between the two
             gone.memory.thin(self.settings.measured)
             self._left.put(gone)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 
 import msgspec
 
@@ -16,7 +17,7 @@ from cema.edge.counters import EdgeCounters
 from cema.edge.mixed import MixedStatistics
 from cema.edge.routing import Session, following_session
 from cema.edge.session import EdgeSession
-from cema.edge.slots import StateFolder
+from cema.edge.slots import Adaptation, Owner, StateFolder
 from cema.edge.trust import check_manifest, open_bundle, place_of, trusted_key
 from cema.errors import BaseMismatchError, BundleError, CemaError, StorageError, UpdateContentError, UpdateError
 from cema.types import NormParameters
@@ -49,7 +50,7 @@ class Updater:
         self._own: MixedStatistics | None = None
         self._weights: Weights = bundle.source_parameters(), None
         self._adapted = self._restore()
-        self._cloud_says = folder.adaptation
+        self._cloud_says, self._stats_owner = folder.adaptation, folder.stats_owner
         self.session: Session = self._choose()
 
     @property
@@ -65,16 +66,20 @@ class Updater:
     def bundle(self) -> Bundle:
         return self._bundle
 
-    def weights_for(self, own: MixedStatistics | None) -> Weights | None:
-        """Of the adapted version; None if these statistics are not in use: their bundle was replaced."""
+    def follows(self, own: MixedStatistics | None) -> bool:
+        """Whether these statistics are in use: not before there are any, nor once their bundle was replaced."""
+        return own is not None and self._own is own
+
+    def weights_for(self, own: MixedStatistics) -> Weights | None:
+        """Of the adapted version; None if these statistics are not in use."""
         with self._lock:
-            return self._weights if self._own is own else None
+            return self._weights if self.follows(own) else None
 
     @property
     def following(self) -> bool:
         """Whether this device uses norm statistics of its own."""
         wanted = self._config.statistics.follow
-        wants = wanted == "on" or (wanted == "auto" and self._folder.stats_owner == "edge")
+        wants = wanted == "on" or (wanted == "auto" and self._stats_owner == "edge")
         return wants and self.adapting and self._bundle.measures
 
     @property
@@ -103,9 +108,12 @@ class Updater:
 
     def set_stats_owner(self, owner: str) -> None:
         """The cloud's word on whose statistics the group's method uses, remembered for the next start."""
-        if owner != self._folder.stats_owner:
-            self._folder.set_stats_owner("edge" if owner == "edge" else "cloud")
-            self.renew()
+        says: Owner = "edge" if owner == "edge" else "cloud"
+        if says != self._stats_owner:
+            with self._lock:
+                self._stats_owner = says
+                self.session = self._choose()
+        self._remember(lambda: self._folder.set_stats_owner(says))
 
     def apply(self, data: bytes, signature: str, base: int | None = None) -> None:
         """Take over an update, or the difference from version ``base`` to it.
@@ -121,10 +129,7 @@ class Updater:
             self._counters.update(applied=False)
             raise
         self._whole_next = False
-        try:
-            self._folder.put_update(data, signature, session.version, self.fingerprint)
-        except StorageError as error:  # a full disk is no reason to predict worse until the next restart
-            self._counters.failed(error)
+        self._remember(lambda: self._folder.put_update(data, signature, session.version, self.fingerprint))
         with self._lock:
             self._adapted, self._bytes, self._weights = session, data, _weights(update)
             self._refused_version = 0
@@ -148,12 +153,19 @@ class Updater:
 
     def set_adaptation(self, adaptation: str) -> None:
         """The cloud's switch, remembered for the next start."""
-        says = "off" if adaptation == "off" else "on"
+        says: Adaptation = "off" if adaptation == "off" else "on"
         if says != self._cloud_says:
-            self._folder.set_adaptation("off" if says == "off" else "on")
             with self._lock:  # a session that the follower is just building must not come after this
-                self._cloud_says = "off" if says == "off" else "on"
+                self._cloud_says = says
                 self.session = self._choose()
+        self._remember(lambda: self._folder.set_adaptation(says))
+
+    def _remember(self, put: Callable[[], None]) -> None:
+        """For the next start. A full disk is no reason to predict worse, or to disobey, until then."""
+        try:
+            put()
+        except StorageError as error:
+            self._counters.failed(error)
 
     def _choose(self) -> Session:
         if not self.adapting:
@@ -213,5 +225,6 @@ class Updater:
 
 
 def _weights(update: Update) -> Weights:
+    """A domain of 0 is of a device that watches no worlds: good in all, as none."""
     domain = update.manifest.domain
-    return update.parameters, None if isinstance(domain, msgspec.UnsetType) else domain
+    return update.parameters, None if isinstance(domain, msgspec.UnsetType) else domain or None

@@ -67,9 +67,8 @@ class Worker:
                 self.closing.wait(self._backoff.pause_s(error))
 
     def _report(self, error: Exception) -> None:
+        self._counters.failed(error)
         if isinstance(error, CemaError):
-            self._counters.failed(error)
             log.warning("%s: %s", self._thread.name, error, extra={"code": error.code})
         else:
-            self._counters.failed(CemaError(f"unexpected {type(error).__name__} in {self._thread.name}: {error}"))
             log.error("%s failed", self._thread.name, exc_info=error)
