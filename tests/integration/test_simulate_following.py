@@ -14,10 +14,18 @@ from cema.bench.simulate import GROUP, Pair, Simulator
 from cema.bench.start import Conditions, start
 from cema.bench.streams import Pictures, make_streams
 from cema.cloud.store.samples import StoredSample
+from cema.config import StatisticsConfig
+from cema.types import Uint8Array
 from cema.wire.update import open_update
 
 BATCH, IMAGES = 64, 320
 Run = Callable[..., tuple[Tally, Simulator]]
+
+
+def simulator(method: str, pair: Pair, conditions: Conditions) -> Simulator:
+    found = start(method, pair, conditions, lambda: pytest.fail("no clean pictures needed")).run
+    assert isinstance(found, Simulator)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +35,11 @@ def run(pair: Pair) -> Run:
     def once(
         method: str, corruptions: tuple[str, ...] = ("contrast",), *, batch_size: int = BATCH, **changes: Any
     ) -> tuple[Tally, Simulator]:
-        started = start(method, pair, Conditions(threads=1, **changes), lambda: pytest.fail("no clean pictures needed"))
-        simulator = started.run
-        assert isinstance(simulator, Simulator)
+        played = simulator(method, pair, Conditions(threads=1, **changes))
         (stream,) = make_streams("continual", corruptions, 5, digits.labels, seed=0)
-        streams = [stream] * len(simulator.devices)
-        sources = [Pictures(digits, 0)] * len(simulator.devices)
-        return whole(measure(simulator, streams, sources, batch_size)), simulator
+        streams = [stream] * len(played.devices)
+        sources = [Pictures(digits, 0)] * len(played.devices)
+        return whole(measure(played, streams, sources, batch_size)), played
 
     return once
 
@@ -118,3 +124,25 @@ def test_what_does_not_follow_says_nothing_of_a_world(run: Run) -> None:
     _, simulator = run("cema-paper")
     assert {sample.domain for sample in uploaded(simulator)} == {0}
     assert simulator.devices[0].statistics is None
+
+
+@pytest.mark.parametrize("batch_size", [5, 16])
+def test_the_simulated_device_answers_as_a_real_one(
+    pair: Pair, device: Any, clean: Uint8Array, pale: Uint8Array, batch_size: int
+) -> None:
+    """Over two changes of the world, one of which brings back what was known."""
+    images = np.concatenate([clean[:160], pale[:160], clean[160:320]])
+    (simulated,) = simulator("cema-offline", pair, Conditions(threads=1)).devices
+    statistics = StatisticsConfig(follow="on", duty=1.0)
+    agent = device.start(bundle=simulated.bundle, url="http://127.0.0.1:1", statistics=statistics)
+    domains = []
+    for start_at in range(0, len(images), batch_size):
+        part = images[start_at : start_at + batch_size]
+        expected_BK, _, _ = simulated.predict(part)
+        found = agent.predict(list(part))
+        device.settle(agent)
+        np.testing.assert_allclose([each.probability for each in found], expected_BK.max(axis=1), atol=1e-5)
+        assert simulated.statistics is not None
+        domains.append((agent._follower.domain, simulated.statistics.domain))
+    real, played = (set(each) for each in zip(*domains, strict=True))
+    assert len(real) == len(played) == len(set(domains)) >= 2, "the world changes at the same pictures"

@@ -129,8 +129,7 @@ class Device:
 
     def _followed(self, fitted_BHWC: Uint8Array, own: MixedStatistics) -> Float32Array:
         """Predict, and follow the stream; the first pictures of a world are answered again."""
-        if changed := own.arrive(fitted_BHWC):
-            self._renew()
+        changed = own.arrive(fitted_BHWC)
         given_BK = softmax(self.session.logits(fitted_BHWC))
         answer_BK = self.classes.correct(given_BK)
         due = own.take_in(fitted_BHWC, answer_BK.argmax(axis=1).tolist())
