@@ -129,23 +129,29 @@ class Device:
 
     def _followed(self, fitted_BHWC: Uint8Array, own: MixedStatistics) -> Float32Array:
         """Predict, and follow the stream; the first pictures of a world are answered again."""
-        changed = own.arrive(fitted_BHWC)
-        given_BK = softmax(self.session.logits(fitted_BHWC))
-        answer_BK = self.classes.correct(given_BK)
-        due = own.take_in(fitted_BHWC, answer_BK.argmax(axis=1).tolist())
+        given_BK, answer_BK = self._answer(fitted_BHWC)
+        seen_BK = answer_BK
+        if changed := own.arrive(fitted_BHWC):
+            self._renew()
+            _, seen_BK = self._answer(fitted_BHWC)  # labels by what is good there
+        due = own.take_in(fitted_BHWC, seen_BK.argmax(axis=1).tolist())
         if due != "no":
             alternated = own.looks > 1
             own.refresh(self.weights, self.domain)
             changed |= alternated and own.looks == 1
             self._renew()
         if due == "now":
-            given_BK = softmax(self.session.logits(fitted_BHWC))
-            answer_BK = self.classes.correct(given_BK)
+            given_BK, answer_BK = self._answer(fitted_BHWC)
         self.classes.take_in(given_BK, answer_BK.argmax(axis=1).tolist())
         if isinstance(self.selector, FollowsStream):
             silent = self.classes.narrow or own.mixture is not None
             self.selector.follow(own.trusted(), changed, silent)
         return answer_BK
+
+    def _answer(self, fitted_BHWC: Uint8Array) -> tuple[Float32Array, Float32Array]:
+        """What the model says, and the same in the light of the classes that show, [B, K] each."""
+        given_BK = softmax(self.session.logits(fitted_BHWC))
+        return given_BK, self.classes.correct(given_BK)
 
     def upload(
         self,

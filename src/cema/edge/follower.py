@@ -220,8 +220,18 @@ class Follower:
         assert own is not None
         if own.arrive(seen.images_BHWC):
             self._other_world, self._not_before_s = True, 0.0
+            seen = self._seen_there(seen)
         self.trust, self._domain = own.trusted(), own.domain
         return seen._replace(arrived=True)
+
+    def _seen_there(self, seen: Seen) -> Seen:
+        """The first pictures of another world with labels by what is good there: the source's weights, and statistics
+        of before if it came back. Those by the world that was left would unbalance its memory."""
+        self._updater.renew()
+        session = self._updater.session
+        if session.fingerprint != seen.fingerprint:
+            return seen
+        return seen._replace(labels=self.correct(session.predict(seen.images_BHWC)).label_B.tolist())
 
     def _take_in(self, seen: Seen) -> Due:
         assert self._own is not None
