@@ -152,6 +152,22 @@ def test_a_world_that_comes_back_is_recognised_and_its_first_batch_answered_agai
     assert domains[0] != domains[1]
 
 
+def test_the_first_pictures_of_a_world_that_comes_back_are_remembered_with_labels_that_are_good_there(
+    device: Any, offline: Callable[..., EdgeAgent], clean: Uint8Array, pale: Uint8Array
+) -> None:
+    agent, right = offline(), digits.digit_images()[1][digits.split().stream][160:192]
+    for world in (pale, clean):
+        for start in range(0, 160, 16):
+            agent.predict(list(world[start : start + 16]))
+        device.settle(agent)
+    by_the_other = agent._updater.session.predict(pale[160:192]).label_B
+    agent.predict(list(pale[160:192]))
+    own = agent._follower._own
+    assert own is not None
+    remembered = np.array([label for label, _ in own._one.remembered()[-32:]])
+    assert (remembered == right).mean() > 0.9 > (by_the_other == right).mean() + 0.2
+
+
 @pytest.fixture
 def resting(offline: Callable[..., EdgeAgent], clean: Uint8Array, monkeypatch: pytest.MonkeyPatch) -> EdgeAgent:
     """A device that knows its world, may measure a tenth of the time, and whose measurements take one second of a clock
