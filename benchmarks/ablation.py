@@ -172,6 +172,21 @@ def worlds() -> Iterator[Spec]:
                 yield _spec("cema-offline", options, corruptions=FOUR, setting=setting)
 
 
+def deep() -> Iterator[Spec]:
+    """Parts that are for other models: whose own statistics are off, or of whose samples few pass the filter."""
+    variants: tuple[tuple[str, tuple[str, ...], Options], ...] = (
+        ("source", ("clean",), {}),
+        ("cema-offline", ("clean", "fog"), {}),
+        ("cema-offline", ("clean", "fog"), OFFLINE["no least trust"]),
+        ("cema", ("gaussian_noise",), {}),
+        ("cema", ("gaussian_noise",), CLOUD["no random slice"]),
+        ("cema", ("gaussian_noise",), CLOUD["student alone teaches (cema-lite)"]),
+    )
+    for method, corruptions, options in variants:
+        given = {method: options} if options else {}
+        yield Spec(dataset="imagenet", methods=(method,), corruptions=corruptions, severity=3, passes=4, options=given)
+
+
 def pareto() -> Iterator[Spec]:
     """From 1 to 100 % of the samples."""
     for rate in RATES:

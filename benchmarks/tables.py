@@ -7,7 +7,8 @@
     python benchmarks/tables.py method-reset method-clean method-small method-sorted method-dirichlet --data DIR
     python benchmarks/tables.py method-device method-cloud method-parts method-changes method-worlds --data DIR
     python benchmarks/tables.py method-continual method-recurring method-late method-rest --data DIR
-    python benchmarks/tables.py method-mixed method-mixed-four method-imagenet method-pareto --data DIR
+    python benchmarks/tables.py method-mixed method-mixed-four method-pareto --data DIR
+    python benchmarks/tables.py method-imagenet method-imagenet-parts --data DIR
 
 The CIFAR tables share their streams: ``cema bench report`` puts their files together on one page. Rivals run with the
 numbers of results/tuning.json. Finished cells are kept in the cache folder: a table that was interrupted goes on,
@@ -189,6 +190,7 @@ TABLES = {
     "method-parts": Table(tuple(ablation.parts(SEEDS)), tuned=False),
     "method-changes": Table(tuple(ablation.changes()), tuned=False),
     "method-worlds": Table(tuple(ablation.worlds()), tuned=False),
+    "method-imagenet-parts": Table(tuple(ablation.deep()), processes=1, tuned=False),
     "method-pareto": Table(tuple(ablation.pareto()), tuned=False),
     "method-imagenet": Table(_method_imagenet(), processes=1, tuned=False),
     "imagenet": Table((*_imagenet(3), *_imagenet(5)), processes=1, tuned=False),
