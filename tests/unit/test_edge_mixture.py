@@ -148,3 +148,13 @@ def test_a_look_leaves_out_colour() -> None:
     assert styles.shape[1] == STYLES
     assert np.abs(styles - grey_styles).max() > 1, "the styles know colour"
     np.testing.assert_allclose(look_of(styles), look_of(grey_styles), atol=0.02)
+
+
+@pytest.mark.parametrize("before", [32, 64, 128, 224])
+def test_looks_of_before_and_of_now_that_are_several_each_are_a_change_not_turns(before: int) -> None:
+    """A mixture may describe one world by several components, which come in turns."""
+    drawn = np.random.default_rng(0).integers(3, size=256)
+    assert alternates(drawn, SETTINGS)
+    assert not alternates(drawn + 3 * (np.arange(256) >= before), SETTINGS)
+    odd = np.where(np.arange(256) < 10, 9, drawn)
+    assert alternates(odd, SETTINGS), "a few odd ones do not decide"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from typing import Annotated
 
 import msgspec
@@ -145,12 +146,22 @@ def in_turns(looks_NL: Float64Array, settings: MixtureSettings) -> Mixture:
 
 
 def alternates(labels_N: Labels, settings: MixtureSettings) -> bool:
-    """Whether several looks have their share, and neighbours are of different ones often enough."""
-    _, counts = np.unique(labels_N, return_counts=True)
-    share_K = counts / len(labels_N)
-    by_chance = 1 - float(np.square(share_K).sum())
-    turns = float((np.diff(labels_N) != 0).mean())
-    return float(share_K.max()) <= settings.largest and turns >= settings.alternation * by_chance
+    """Whether several looks have their share, and neighbours are of different ones often enough, however the looks are
+    put into two groups: after a change of the world, those of before and those of now may each be several."""
+    kinds, counts = np.unique(labels_N, return_counts=True)
+    return float(counts.max()) <= settings.largest * len(labels_N) and all(
+        _in_turns(np.isin(labels_N, group), settings)
+        for size in range(1, len(kinds) // 2 + 1)
+        for group in combinations(kinds, size)
+    )
+
+
+def _in_turns(inside_N: NDArray[np.bool_], settings: MixtureSettings) -> bool:
+    """Whether a group of looks and the others alternate; a group of odd pictures may come as it likes."""
+    share = float(inside_N.mean())
+    if min(share, 1 - share) < settings.rare:
+        return True
+    return float((np.diff(inside_N) != 0).mean()) >= settings.alternation * 2 * share * (1 - share)
 
 
 def _fitted(looks_NL: Float64Array, count: int, settings: MixtureSettings, rng: np.random.Generator) -> Mixture:
