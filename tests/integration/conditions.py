@@ -4,6 +4,7 @@ that writes down which of them it was given."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -59,6 +60,14 @@ class Recorder:
         return [round((value - self.shift) / self.scale) for value in images_BCHW[:, 0, 0, 0].tolist()]
 
 
+def controller(cloud: Any, adapter: Any, publishing: Publishing) -> Controller:
+    """Of the group of a test's cloud (its store, blobs and clock), with models of its own."""
+    return Controller(
+        cloud.store.group(GROUP), cloud.bundle, SharedAdapter(adapter), cloud.store, cloud.blobs, publishing,
+        worker=WORKER, seed=5, clock_ms=lambda: cloud.now_ms,
+    )  # fmt: skip
+
+
 class Cloud:
     """A group and its store. Each picture bears its tag (a number of its condition) in its first pixel."""
 
@@ -90,11 +99,7 @@ class Cloud:
     def controller(self) -> tuple[Controller, Recorder]:
         """As a worker that has just started has it: all that it knows comes from the store."""
         recorder = Recorder(create_adapter(METHOD, TinyNet(1), TinyNet(2), OPTIONS), self.bundle)
-        publishing = Publishing(METHOD, None, self.interval_ms)
-        return Controller(
-            self.store.group(GROUP), self.bundle, SharedAdapter(recorder), self.store, self.blobs, publishing,
-            worker=WORKER, seed=5, clock_ms=lambda: self.now_ms,
-        ), recorder  # fmt: skip
+        return controller(self, recorder, Publishing(METHOD, None, self.interval_ms)), recorder
 
     def tick(self, controller: Controller) -> int:
         row = self.store.claim(WORKER, self.now_ms, lease_ms=1000, tick_images=64, publish_interval_ms=self.interval_ms)

@@ -12,7 +12,6 @@ import torch
 from cema.cloud.adapt import create_adapter
 from cema.cloud.adapt.base import Adapter, CloudStatistics, Metrics, State
 from cema.cloud.controller import Controller, Publishing
-from cema.cloud.sharing import SharedAdapter
 from cema.cloud.store.base import BlobStore, Store
 from cema.cloud.store.blobs import FolderBlobs, MemoryBlobs
 from cema.cloud.store.memory import MemoryStore
@@ -24,9 +23,9 @@ from cema.wire.bundle import Bundle
 from cema.wire.image import encode_image
 from cema.wire.messages import Sample, SampleBatch
 from cema.wire.update import open_update
+from integration.conditions import GROUP, WORKER, controller
 from integration.tiny_net import TinyNet
 
-GROUP, WORKER = "cameras", "w"
 BOOT = bytes(16)
 
 
@@ -92,11 +91,7 @@ class Cloud:
 
     def controller(self, method: str = "cema-paper") -> tuple[Controller, Recorder]:
         recorder = Recorder(create_adapter(method, TinyNet(1), TinyNet(2), {}))
-        publishing = Publishing(method, self.key, self.interval_ms)
-        return Controller(
-            self.store.group(GROUP), self.bundle, SharedAdapter(recorder), self.store, self.blobs, publishing,
-            worker=WORKER, seed=5, clock_ms=lambda: self.now_ms,
-        ), recorder  # fmt: skip
+        return controller(self, recorder, Publishing(method, self.key, self.interval_ms)), recorder
 
     def tick(self, controller: Controller) -> int:
         row = self.store.claim(WORKER, self.now_ms, lease_ms=1000, tick_images=64, publish_interval_ms=self.interval_ms)

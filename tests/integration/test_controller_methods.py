@@ -9,24 +9,21 @@ import pytest
 
 from cema.cloud.adapt import create_adapter
 from cema.cloud.controller import Controller, Publishing
-from cema.cloud.sharing import SharedAdapter
 from cema.wire.bundle import Bundle
-from integration.conditions import GROUP, WORKER, Cloud
+from integration.conditions import Cloud, controller
 from integration.tiny_net import TinyNet
 
 METHODS = ["cema", "cema-lite", "cema-paper", "bn"]
 
 
-def controller(cloud: Cloud, method: str) -> Controller:
+def configured(cloud: Cloud, method: str) -> Controller:
+    """As a worker has it that has just been started with this method."""
     adapter = create_adapter(method, TinyNet(1), None if method in ("cema-lite", "bn") else TinyNet(2), {})
-    return Controller(
-        cloud.store.group(GROUP), cloud.bundle, SharedAdapter(adapter), cloud.store, cloud.blobs,
-        Publishing(method, None, 0), worker=WORKER, seed=5, clock_ms=lambda: cloud.now_ms,
-    )  # fmt: skip
+    return controller(cloud, adapter, Publishing(method, None, 0))
 
 
 def learn(cloud: Cloud, method: str, tag: int) -> Controller:
-    loop = controller(cloud, method)
+    loop = configured(cloud, method)
     for _ in range(3):
         cloud.show("a", 7, tag, uploads=32)
         cloud.tick(loop)
@@ -38,7 +35,7 @@ def test_it_learns_as_if_it_had_always_had_the_new_one_from_here_on(first: str, 
     cloud = Cloud(tiny_bundle)
     learn(cloud, first, 1)
     before = cloud.manifest().version
-    loop = controller(cloud, then)
+    loop = configured(cloud, then)
     assert all((loop.adapter.state()[name] == value).all() for name, value in loop.shared.initial.items()), "the source"
     learn(cloud, then, 2)
     manifest = cloud.manifest()
@@ -52,6 +49,6 @@ def test_it_learns_as_if_it_had_always_had_the_new_one_from_here_on(first: str, 
 def test_the_same_method_goes_on_where_it_was(tiny_bundle: Bundle) -> None:
     cloud = Cloud(tiny_bundle)
     state = learn(cloud, "cema", 1).adapter.state()
-    again = controller(cloud, "cema").adapter.state()
+    again = configured(cloud, "cema").adapter.state()
     assert again.keys() == state.keys()
     assert all((again[name] == value).all() for name, value in state.items())

@@ -150,13 +150,13 @@ def alternates(labels_N: Labels, settings: MixtureSettings) -> bool:
     put into two groups: after a change of the world, those of before and those of now may each be several."""
     kinds, counts = np.unique(labels_N, return_counts=True)
     return float(counts.max()) <= settings.largest * len(labels_N) and all(
-        _in_turns(np.isin(labels_N, group), settings)
+        _groups_alternate(np.isin(labels_N, group), settings)
         for size in range(1, len(kinds) // 2 + 1)
         for group in combinations(kinds, size)
     )
 
 
-def _in_turns(inside_N: NDArray[np.bool_], settings: MixtureSettings) -> bool:
+def _groups_alternate(inside_N: NDArray[np.bool_], settings: MixtureSettings) -> bool:
     """Whether a group of looks and the others alternate; a group of odd pictures may come as it likes."""
     share = float(inside_N.mean())
     if min(share, 1 - share) < settings.rare:
