@@ -136,6 +136,8 @@ PARTS = {
 """What is shown with three seeds: the parts of the method, without which it would be another."""
 RATES = (0.01, 0.03, 0.1, 0.25, 0.5, 1.0)
 """Samples per picture at full trust: the curve of accuracy against bytes."""
+BEYOND = (0.5, 1.0)
+"""Shares of all pictures sent whatever their entropy and the trust: the end of the curve, beyond the filters."""
 
 
 def _spec(method: str, options: Options, **changes: object) -> Spec:
@@ -191,3 +193,6 @@ def pareto() -> Iterator[Spec]:
     """From 1 to 100 % of the samples."""
     for rate in RATES:
         yield _spec("cema", {"pacing.rate": rate, "pacing.start": max(1.0, 128 * rate)}, corruptions=FOUR)
+    tokens = {"pacing.rate": 1.0, "pacing.start": 2048.0, "pacing.most": 2048.0}
+    for share in BEYOND:
+        yield _spec("cema", {**tokens, "pacing.random_share": share}, corruptions=FOUR)
