@@ -17,6 +17,7 @@ from cema.cloud.sharing import SharedAdapter
 from cema.cloud.store.blobs import MemoryBlobs
 from cema.cloud.store.memory import MemoryStore
 from cema.cloud.store.samples import Condition
+from cema.types import NormParameters
 from cema.wire.bundle import Bundle
 from cema.wire.image import encode_image
 from cema.wire.messages import Sample, SampleBatch, UpdateManifest
@@ -119,3 +120,12 @@ class Cloud:
     @property
     def pending(self) -> list[Condition]:
         return [sample.condition for sample in self.store.pending(GROUP, 999)]
+
+
+def same(first: NormParameters, second: NormParameters) -> bool:
+    return all(np.array_equal(value, second[name]) for name, value in first.items())
+
+
+def source() -> NormParameters:
+    """What a group that has learned nothing has."""
+    return create_adapter(METHOD, TinyNet(1), TinyNet(2), OPTIONS).edge_parameters()

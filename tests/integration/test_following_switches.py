@@ -12,7 +12,7 @@ import pytest
 from cema.config import RuntimeConfig, StatisticsConfig
 from cema.edge.session import EdgeSession
 from cema.edge.slots import StateFolder
-from cema.errors import StorageError
+from cema.errors import BundleError, StorageError
 from cema.types import Prediction, Uint8Array
 
 NOWHERE = "http://127.0.0.1:1"
@@ -125,6 +125,27 @@ def test_the_cloud_is_obeyed_while_nothing_can_be_written(
     assert again.status()["adaptation"] == "off", "remembered as soon as it can be"
 
 
+def test_a_switch_that_could_not_be_obeyed_is_obeyed_at_the_clouds_next_word(
+    own: Any, pale: Uint8Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = own.start(statistics=AUTO)
+    own.publish(1)
+    own.eventually(lambda: agent.status()["version"] == 1)
+    agent.close()
+    agent = own.start(url=NOWHERE, statistics=AUTO)
+
+    def no_room(session: EdgeSession) -> None:
+        raise BundleError("expected room for another session, got none")
+
+    monkeypatch.setattr(EdgeSession, "smoke_test", no_room)
+    with pytest.raises(BundleError):
+        agent._updater.set_adaptation("off")
+    assert {each.version for each in agent.predict(list(pale[:16]))} == {1}, "the last good one stays"
+    monkeypatch.undo()
+    agent._updater.set_adaptation("off")
+    assert {each.version for each in agent.predict(list(pale[:16]))} == {0}
+
+
 def test_switched_off_on_the_device_there_are_neither_statistics_nor_weights(own: Any, pale: Uint8Array) -> None:
     agent = own.start(statistics=ON)
     own.publish(1)
@@ -134,3 +155,21 @@ def test_switched_off_on_the_device_there_are_neither_statistics_nor_weights(own
     predictions = off.predict(list(pale[:16]))
     assert {(each.version, each.stats_revision) for each in predictions} == {(0, 0)}
     assert_source(own, predictions, pale[:16])
+
+
+def test_what_one_model_answered_says_nothing_of_anothers_classes_nor_of_those_before_a_pause(
+    own: Any, pale: Uint8Array
+) -> None:
+    """A bundle with as many classes may have them in another order."""
+    agent = own.start(bundle=own.bundle, url=NOWHERE, statistics=StatisticsConfig(follow="on", class_prior=True))
+    follower, session = agent._follower, agent._updater.session
+    answers = session.predict(pale[:16])
+    certain_BK = np.eye(10, dtype=np.float32)[np.full(64, 3)]
+    follower.note(session.fingerprint, certain_BK, [3] * 64)
+    assert follower.narrow
+    assert follower.correct(session.fingerprint, answers) is not answers
+    assert follower.correct("another model", answers) is answers
+    agent._updater.set_adaptation("off")
+    follower.note(session.fingerprint, certain_BK[:1], [3])
+    agent._updater.set_adaptation("on")
+    assert follower.correct(session.fingerprint, answers) is answers

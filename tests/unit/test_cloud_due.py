@@ -51,6 +51,10 @@ def test_the_world_that_the_cloud_is_in_is_learned_to_its_end_at_once() -> None:
     assert asked([A] * 3 + [B] * LEAST + [C] * 2, {"cam": 7}) == [A]
 
 
+def test_a_world_that_was_left_is_learned_to_its_last_upload() -> None:
+    assert asked([A] * (FULL + 4) + [B] * LEAST, {"cam": 7}) == [A, A, B]
+
+
 def test_the_device_with_the_oldest_upload_comes_first() -> None:
     assert asked([DOOR] * LEAST + [A] * LEAST + [DOOR], {}) == [DOOR, A]
 
@@ -66,4 +70,6 @@ def test_of_each_device_the_present_world_is_last_and_nothing_is_learned_twice(
         enough = own.count(own[-1]) >= LEAST if own else False
         assert not enough or made[-1] == own[-1]
         assert enough or all(each.domain == now.get(device, each.domain) for each in made)
-        assert all(made.count(each) <= max(1, own.count(each) // FULL) for each in made)
+        assert all(made.count(each) <= -(-own.count(each) // FULL) for each in made)
+        left = {each for each in made if each != own[-1]}
+        assert all(made.count(each) * FULL >= own.count(each) for each in left), "nothing of it waits any longer"

@@ -21,6 +21,7 @@ from cema.edge.session import EdgeSession
 from cema.edge.statistics import LocalStatistics, StatisticsSettings
 from cema.types import NormParameters, Uint8Array
 from cema.wire.messages import Preprocess
+from cema.wire.preprocess import preprocess
 from unit.looks import SIZE_PX, day, night, snowfall
 
 CLASSES = ["a", "b", "c", "d", "e"]
@@ -41,8 +42,12 @@ def measuring() -> MeasuringSession:
     layers: list[nn.Module] = []
     for channels in (3, 8, 8):
         layers += [nn.Conv2d(channels, 8, 3, padding=1), nn.BatchNorm2d(8, momentum=None), nn.ReLU()]
-    module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, len(CLASSES)))
+    head = nn.Linear(8, len(CLASSES))
+    module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
     recipe = Preprocess(size=(SIZE_PX, SIZE_PX))
+    with torch.no_grad():
+        module.train()(torch.from_numpy(preprocess(list(day(256, 9)), recipe)))  # day is what it knows
+        head.weight.mul_(30)  # answers that say something: by those of a model that knows nothing no look is new
     return MeasuringSession(build_bundle(module, name="net", preprocess=recipe, classes=CLASSES), threads=1)
 
 
@@ -172,7 +177,8 @@ def test_a_look_of_which_no_picture_is_remembered_goes_on_with_statistics_of_the
     before, parts = own._now
     assert before is not None
     lower, higher = before.mean_KL[0] - 9, before.mean_KL[1] + 9  # where nothing is remembered
-    own._change_to(Mixture(before.share_K, np.array([higher, lower]), before.covariance_LL))
+    mixture = Mixture(before.share_K, np.array([higher, lower]), before.covariance_LL)
+    own._change_to(mixture, measuring.bundle.source_parameters(), None)
     name = measuring.layers[0].mean
     for now, then in zip(own._now[1], reversed(parts), strict=True):
         assert not now.remembered()

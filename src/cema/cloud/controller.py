@@ -24,7 +24,7 @@ from cema.cloud.replay import Replay
 from cema.cloud.sharing import SharedAdapter
 from cema.cloud.store.base import BlobStore, GroupRow, NewUpdate, StepCommit, Store
 from cema.cloud.store.samples import Condition, StoredSample
-from cema.cloud.worlds import Worlds
+from cema.cloud.worlds import Members, Worlds
 from cema.errors import DamagedError, NotFoundError, UpdateContentError, WireError
 from cema.types import Uint8Array
 from cema.wire import signing
@@ -73,7 +73,8 @@ class Controller:
         self.replay = Replay(self.schedule.replay_capacity, replay_dir, sealed=seal_replay)
         self.row = row
         self.checkpoint, self.revision = row.checkpoint, row.revision
-        self._devices_ms, self._gone = -1, frozenset[str]()
+        self.members = Members(store, row.name)
+        self._surplus: list[int] = []  # of the store's replay, beyond what this method keeps
         self._start = self._starting_state()
         self._resume()
         self.gate = Gate()
@@ -100,7 +101,7 @@ class Controller:
             if stop():
                 return made
             made += 1
-            self._full_step(condition, over=made == len(conditions))
+            self._full_step(condition, conditions[-1], over=made == len(conditions))
         tick_due = row.samples_seen // schedule.tick_images > row.ticks_done
         if tick_due and not made and schedule.replay_only and len(self.replay) >= schedule.replay_min:
             self._replay_step()
@@ -116,20 +117,21 @@ class Controller:
             return [None] * steps(pending, schedule)
         return [*due(self.store.waiting(self.group), self.worlds.now, schedule)]
 
-    def _full_step(self, condition: Condition | None, *, over: bool) -> None:
-        """Uploads and replay -> adapter -> gate -> one transaction. Uploads join replay after their step. over: whether
-        this is the tick's last."""
+    def _full_step(self, condition: Condition | None, last: Condition | None, *, over: bool) -> None:
+        """Uploads and replay -> adapter -> gate -> one transaction. Uploads join replay after their step. last: what
+        the tick ends with, over: whether this is it. What a group's only device has left again is not published."""
         uploads = self.store.pending(self.group, self.schedule.step_uploads, condition)
         good, images = self._decode(uploads)
         metrics = self._learn(images, condition) if good else None
         rows, usable = [sample.row_id for sample in uploads], [sample.row_id for sample in good]
         bad = sorted(set(rows) - set(usable))
         evicted = self.replay.extend(usable, images, [sample.condition for sample in good])
-        self._finish(metrics, consumed=rows, evicted=[*evicted, *bad], over=over)
+        visit = bool(self.worlds.of_one) and condition != last
+        self._finish(metrics, consumed=rows, evicted=[*evicted, *bad], publish=not visit, over=over)
 
     def _learn(self, images: Sequence[Uint8Array], condition: Condition | None) -> Metrics | None:
         """One adapt step on uploads and replay, of one condition where that counts; None if it was not made."""
-        if condition is not None and self.worlds.enter(condition, self.adapter, self._revoked()):
+        if condition is not None and self.worlds.enter(condition, self.adapter, self.members.now()):
             self._good, self._moved = self.adapter.state(), True
         schedule, uploads_BCHW, replayed_BCHW = self.schedule, self._input(images), None
         held = len(self.replay) if condition is None else self.replay.count(condition)
@@ -144,7 +146,13 @@ class Controller:
         self._finish(self.adapter.replay_step(images_BCHW))
 
     def _finish(
-        self, metrics: Metrics | None, *, consumed: Sequence[int] = (), evicted: Sequence[int] = (), over: bool = True
+        self,
+        metrics: Metrics | None,
+        *,
+        consumed: Sequence[int] = (),
+        evicted: Sequence[int] = (),
+        publish: bool = True,
+        over: bool = True,
     ) -> None:
         """Gate, checkpoint, publish if due, commit."""
         refusal = self.gate.refusal(self.adapter) if metrics is not None else None
@@ -152,7 +160,8 @@ class Controller:
             log.warning("group %s: step taken back: %s", self.group, refusal)
             self.adapter.load_state(self._good)
         moved, self._moved = self._moved, False
-        update = self._update_if_due(moved or (metrics is not None and not refusal), metrics or {})
+        changed = moved or (metrics is not None and not refusal)
+        update = self._update_if_due(changed, metrics or {}) if publish else None
         checkpoint = None
         if moved or metrics is not None:
             method, worlds = self.publishing.method, self.worlds
@@ -175,7 +184,7 @@ class Controller:
             created_at_ms=now,
             encoding=self.publishing.encoding if fits_float16(parameters) else "float32",
             stats_owner=self.adapter.stats_owner,
-            domain=next(iter(self.worlds.of_one.values()), 0) or msgspec.UNSET,  # 0: it watches no worlds
+            domain=self.worlds.good_in(self.members.now()) or msgspec.UNSET,
         )
         try:
             data = encode_update(manifest, parameters)
@@ -209,12 +218,13 @@ class Controller:
                 ticks_done=due,
                 ticks_dropped=row.ticks_dropped + missed,
                 consumed=consumed,
-                evicted=evicted,
+                evicted=[*self._surplus, *evicted],
                 checkpoint=checkpoint,
                 update=update,
             ),
             now,
         )
+        self._surplus = []
         self.row = self.store.group(self.group)
 
     def _resume(self) -> None:
@@ -223,10 +233,12 @@ class Controller:
         if last is not None:
             self.rng = last.rng
         kept, images = self._decode(self.store.replay(self.group))
-        self.replay.extend([sample.row_id for sample in kept], images, [sample.condition for sample in kept])
+        rows, conditions = [sample.row_id for sample in kept], [sample.condition for sample in kept]
+        self._surplus = self.replay.extend(rows, images, conditions)
         now: dict[str, int] = {}
         if self.shared.stats_owner == "edge":
-            now = dict(sample.condition for sample in kept if sample.device_id not in self._revoked())
+            members = self.members.now()
+            now = dict(condition for condition in conditions if not members or condition.device_id in members)
             now |= last.now if last else {}
         self.worlds = Worlds(self.shared.initial, now, last.learned if last else {})
 
@@ -250,15 +262,6 @@ class Controller:
             log.info("group %s: learning begins anew, by %s: the last step was another method's", self.group, method)
             return None
         return last
-
-    def _revoked(self) -> frozenset[str]:
-        """Devices of the group that are no more; asked of the store when any has changed."""
-        changed_ms = self.store.devices_changed_ms()
-        if changed_ms != self._devices_ms:
-            rows = self.store.devices(self.group)
-            self._gone = frozenset(row.device_id for row in rows if row.revoked_ms is not None)
-            self._devices_ms = changed_ms
-        return self._gone
 
     def _starting_state(self) -> State:
         """Without a checkpoint: the source, or what a rollback has just restored."""

@@ -32,6 +32,6 @@ def due(waiting: Mapping[Condition, Waiting], now: Mapping[str, int], schedule: 
         of_present = steps(waiting[present].uploads, schedule)
         for world in left:
             if of_present or now.get(device_id, world.domain) == world.domain:
-                found += [world] * max(steps(waiting[world].uploads, schedule), 1)
+                found += [world] * -(-waiting[world].uploads // schedule.step_uploads)  # its last ones, too
         found += [present] * of_present
     return found

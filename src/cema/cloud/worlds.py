@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from cema.cloud.adapt.base import Adapter, State
+from cema.cloud.store.base import Store
 from cema.cloud.store.samples import Condition
 
 WORLDS = 8
@@ -19,6 +20,23 @@ WORLDS = 8
 and bias."""
 Learned = dict[int, State]
 """By domain, what differs from a group that has learned nothing; without momentum."""
+
+
+class Members:
+    """Devices that a group has now."""
+
+    def __init__(self, store: Store, group: str) -> None:
+        self._store, self._group = store, group
+        self._as_of_ms, self._now = -1, frozenset[str]()
+
+    def now(self) -> frozenset[str]:
+        """Asked of the store when any device has changed. Empty where none is enrolled."""
+        changed_ms = self._store.devices_changed_ms()
+        if changed_ms != self._as_of_ms:
+            rows = self._store.devices(self._group)
+            self._now = frozenset(row.device_id for row in rows if row.revoked_ms is None)
+            self._as_of_ms = changed_ms
+        return self._now
 
 
 class Worlds:
@@ -29,14 +47,20 @@ class Worlds:
 
     @property
     def of_one(self) -> Mapping[str, int]:
-        """The world of a group's only device; empty if there are several: what they have learned is good in all."""
+        """The world of the only device that sends; empty if there are several."""
         return self.now if len(self.now) == 1 else {}
 
-    def enter(self, condition: Condition, adapter: Adapter, revoked: Collection[str] = ()) -> bool:
-        """Samples of this condition are about to be learned; True if the adapter has been changed for it. revoked:
-        devices that are no more. A device that took the place of another has learned nothing yet."""
+    def good_in(self, members: Collection[str]) -> int:
+        """The world that an update names: of a group's only device. 0: what was learned is good in all, since several
+        use it, or the one watches no worlds. members: see ``enter``."""
+        return next(iter(self.of_one.values()), 0) if len(members) <= 1 else 0
+
+    def enter(self, condition: Condition, adapter: Adapter, members: Collection[str] = ()) -> bool:
+        """Samples of this condition are about to be learned; True if the adapter has been changed for it. members:
+        devices that belong to the group now, empty if that is not known; the others are no more. A device that took the
+        place of another has learned nothing yet."""
         device, domain = condition
-        left = [each for each in self.now if each in revoked and each != device]
+        left = [each for each in self.now if members and each not in members and each != device]
         for each in left:
             del self.now[each]
         before = self.now.get(device, domain)

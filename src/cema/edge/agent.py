@@ -242,12 +242,12 @@ class EdgeAgent:
     def _answer(self, session: Session, fitted_BHWC: Uint8Array) -> tuple[Session, Answers]:
         """What the model says, by statistics that follow the stream and in the light of the classes that show."""
         given = session.predict(fitted_BHWC)
-        answers = self._follower.correct(given)
+        answers = self._follower.correct(session.fingerprint, given)
         if self._follower.look(Seen(session.fingerprint, fitted_BHWC, answers.label_B.tolist())):
             renewed = self._updater.session
             if renewed.fingerprint == session.fingerprint:  # else another model, which wants other pictures
                 session, given = renewed, renewed.predict(fitted_BHWC)
-                answers = self._follower.correct(given)
+                answers = self._follower.correct(session.fingerprint, given)
         self._follower.note(session.fingerprint, given.probabilities_BK, answers.label_B.tolist())
         return session, answers
 

@@ -90,16 +90,17 @@ class Follower:
 
     @property
     def narrow(self) -> bool:
-        return self._classes is not None and self._classes.narrow
-
-    def correct(self, answers: Answers) -> Answers:
-        """The answers in the light of the classes that show at present, while those are few."""
         classes = self._classes
-        if classes is None or not (classes.narrow and self._updater.following and self._config.statistics.class_prior):
-            return answers
-        if answers.probabilities_BK.shape[1] != classes.classes:  # the model has changed since
+        return classes is not None and classes.narrow
+
+    def correct(self, fingerprint: str, answers: Answers) -> Answers:
+        """The answers of a bundle in the light of the classes that show at present, while those are few."""
+        if not (self.narrow and self._updater.following and self._config.statistics.class_prior):
             return answers
         with self._counting:
+            classes = self._classes
+            if classes is None or self._classes_of != fingerprint:  # the model has changed since
+                return answers
             probabilities_BK = classes.correct(answers.probabilities_BK)
         return Answers(
             probabilities_BK,
@@ -110,9 +111,10 @@ class Follower:
 
     def note(self, fingerprint: str, probabilities_BK: Float32Array, labels: list[int]) -> None:
         """Remember which classes showed. probabilities_BK: as the model gave them; labels: as they were corrected."""
-        if not self._updater.following:
-            return
         with self._counting:
+            if not self._updater.following:
+                self._classes = None
+                return
             if self._classes is None or self._classes_of != fingerprint:
                 self._classes, self._classes_of = RecentClasses(probabilities_BK.shape[1]), fingerprint
             self._classes.take_in(probabilities_BK, labels)
@@ -231,7 +233,8 @@ class Follower:
         session = self._updater.session
         if session.fingerprint != seen.fingerprint:
             return seen
-        return seen._replace(labels=self.correct(session.predict(seen.images_BHWC)).label_B.tolist())
+        answers = self.correct(seen.fingerprint, session.predict(seen.images_BHWC))
+        return seen._replace(labels=answers.label_B.tolist())
 
     def _take_in(self, seen: Seen) -> Due:
         assert self._own is not None

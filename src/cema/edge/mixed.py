@@ -1,7 +1,8 @@
 """Statistics of a device's whole stream: of one look at a time, or of each look while several alternate.
 
     pictures -> one look: LocalStatistics (statistics.py), which notices worlds that change and come back
-             -> several (mixture.py): one LocalStatistics for each, by the look of each picture
+             -> several (mixture.py): one LocalStatistics for each, by the look of each picture, if the model
+                tells more by them (telling.py)
 
 The thread that measures asks now and then how many looks there are. While they alternate, nothing is sent: the cloud
 would learn from a mixture, by statistics that no device uses.
@@ -20,6 +21,7 @@ from cema.edge.measuring import MeasuringSession
 from cema.edge.memory import Labelled, pixel_style
 from cema.edge.mixture import Float64Array, Mixture, MixtureSettings, in_turns, look_of, single
 from cema.edge.statistics import Due, LocalStatistics, StatisticsSettings
+from cema.edge.telling import told_more
 from cema.types import NormParameters, Uint8Array
 from cema.wire.blend import BLEND, BlendSettings
 
@@ -51,6 +53,7 @@ class MixedStatistics:
         self._one = LocalStatistics(measuring, classes, rng, self._statistics, blend)
         self._looks: deque[Float64Array] = deque(maxlen=self.settings.looks)
         self._seen = self._since = 0  # pictures in all, and since the looks were last described
+        self._wait = self.settings.every  # pictures until the next time
         self._changes: deque[int] = deque(maxlen=self.settings.flutter)  # of the world: pictures seen before
         self._doubts = 0  # judgements in a row by which looks do not alternate
         self._due: set[int] = set()
@@ -88,6 +91,7 @@ class MixedStatistics:
         changed = self._one.arrive(images_BHWC)
         if changed:
             self._changes.append(self._seen)
+            self._wait = self.settings.every
             if not self._flutters():
                 self._looks.clear()
         return changed
@@ -118,8 +122,8 @@ class MixedStatistics:
     def refresh(self, weights: NormParameters, domain: int | None) -> None:
         """Measure what is due by these weights and biases, which were learned in this domain (None: in all), and see
         now and then how many looks there are."""
-        if self._since >= self.settings.every and len(self._looks) >= self.settings.least:
-            self._describe()
+        if self._since >= self._wait and len(self._looks) >= self.settings.least:
+            self._describe(weights, domain)
         if self.mixture is None and self._one.remembered():
             self._measure(self._one, weights, domain)
         for part in sorted(self._due):
@@ -141,7 +145,7 @@ class MixedStatistics:
         self.revision += 1
         own.revision = self.revision
 
-    def _describe(self) -> None:
+    def _describe(self, weights: NormParameters, domain: int | None) -> None:
         """Change to another number of looks, or to others, if that describes the latest pictures better."""
         looks_NL, now = np.array(self._looks), self.mixture
         self._since = 0
@@ -154,11 +158,11 @@ class MixedStatistics:
         else:
             better = now is not None and (gain > 0 or self._doubts >= self.settings.doubts)
         if better:
-            self._change_to(best)
+            self._change_to(best, weights, domain)
 
-    def _change_to(self, mixture: Mixture) -> None:
-        """Hand the remembered pictures to those whose look they have; those without any go on with the statistics of
-        what was most like them."""
+    def _change_to(self, mixture: Mixture, weights: NormParameters, domain: int | None) -> None:
+        """Hand the remembered pictures to those whose look they have, and measure those; who has none goes on with the
+        statistics of what was most like it."""
         known = [each for own in self._now[1] for each in own.remembered()]
         looks_NL = look_of(np.array([each.style for _, each in known]))
         part_N, fits_N = mixture.nearest(looks_NL), mixture.distances(looks_NL).min(axis=1) < self.settings.odd
@@ -174,8 +178,14 @@ class MixedStatistics:
             self._now = None, (self._one,)
             return
         numbers = self._numbers(len(mixture), known[0][1].picture.nbytes)
-        self._now = mixture, tuple(map(self._component, each_has, until_K, [numbers] * len(mixture)))
-        self._due = {part for part, pictures in enumerate(each_has) if pictures}
+        components = tuple(map(self._component, each_has, until_K, [numbers] * len(mixture)))
+        shown = [own for own in components if own.remembered()]
+        for own in shown:
+            self._measure(own, weights, domain)
+        if before is None and told_more(self._measuring, self._one, shown, weights, domain) <= self.settings.gain:
+            self._wait = min(2 * self._wait, self.settings.wait)  # a stream of several looks is asked seldom
+            return
+        self._now, self._wait = (mixture, components), self.settings.every
         self._one.begin([], self._one.latest)  # its pictures are the components' now
 
     def _numbers(self, components: int, picture_bytes: int) -> StatisticsSettings:

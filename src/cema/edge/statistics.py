@@ -177,7 +177,7 @@ class LocalStatistics:
         return 1.0 if self._now.shift is None else trust(self._now.shift, self._blend_by)
 
     def _look(self, parameters: NormParameters) -> list[Measured]:
-        chunks, now, by = self._chunks(), self._now, self._blend_by
+        chunks, now, by = self.chunks(), self._now, self._blend_by
         n, classes, depth = len(now.memory), self._classes, len(self._layers)
         shown = diversity(now.memory.counts(), classes, by)
         if now.shift is None:
@@ -240,7 +240,7 @@ class LocalStatistics:
         s = self.settings
         return min(2 * self._now.period, s.period_max) if self.settled else s.period
 
-    def _chunks(self) -> list[Uint8Array]:
+    def chunks(self) -> list[Uint8Array]:
         """The pictures of the memory that are measured, in parts that one forward may have."""
         pictures, s = self._now.memory.pictures(), self.settings
         size = max(1, s.pixels_max // (pictures.shape[1] * pictures.shape[2]))

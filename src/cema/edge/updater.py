@@ -51,6 +51,7 @@ class Updater:
         self._weights: Weights = bundle.source_parameters(), None
         self._adapted = self._restore()
         self._cloud_says, self._stats_owner = folder.adaptation, folder.stats_owner
+        self._stale = False  # a session could not be built: the one in use is not what should be
         self.session: Session = self._choose()
 
     @property
@@ -104,15 +105,15 @@ class Updater:
     def renew(self) -> None:
         """Build the session anew: the device's own statistics have changed. Raises BundleError, UpdateContentError."""
         with self._lock:
-            self.session = self._choose()
+            self._exchange()
 
     def set_stats_owner(self, owner: str) -> None:
         """The cloud's word on whose statistics the group's method uses, remembered for the next start."""
         says: Owner = "edge" if owner == "edge" else "cloud"
-        if says != self._stats_owner:
+        if says != self._stats_owner or self._stale:
             with self._lock:
                 self._stats_owner = says
-                self.session = self._choose()
+                self._exchange()
         self._remember(lambda: self._folder.set_stats_owner(says))
 
     def apply(self, data: bytes, signature: str, base: int | None = None) -> None:
@@ -133,7 +134,7 @@ class Updater:
         with self._lock:
             self._adapted, self._bytes, self._weights = session, data, _weights(update)
             self._refused_version = 0
-            self.session = self._choose()
+            self._exchange()
         self._counters.update(applied=True)
         log.info("version %d in use", session.version)
 
@@ -148,16 +149,16 @@ class Updater:
         with self._lock:
             self._bundle, self._adapted, self._bytes, self._refused_version = bundle, session, b"", 0
             self._own, self._weights = None, (bundle.source_parameters(), None)
-            self.session = session
+            self.session, self._stale = session, False
         log.info("bundle %s in use", bundle.manifest.fingerprint[:12])
 
     def set_adaptation(self, adaptation: str) -> None:
         """The cloud's switch, remembered for the next start."""
         says: Adaptation = "off" if adaptation == "off" else "on"
-        if says != self._cloud_says:
+        if says != self._cloud_says or self._stale:
             with self._lock:  # a session that the follower is just building must not come after this
                 self._cloud_says = says
-                self.session = self._choose()
+                self._exchange()
         self._remember(lambda: self._folder.set_adaptation(says))
 
     def _remember(self, put: Callable[[], None]) -> None:
@@ -166,6 +167,12 @@ class Updater:
             put()
         except StorageError as error:
             self._counters.failed(error)
+
+    def _exchange(self) -> None:
+        """Whatever goes wrong on the way, the next word of the cloud tries again."""
+        self._stale = True
+        self.session = self._choose()
+        self._stale = False
 
     def _choose(self) -> Session:
         if not self.adapting:
