@@ -207,6 +207,13 @@ def test_a_device_measures_no_larger_share_of_its_time_than_it_may(resting: Any,
     assert show(resting, clean, 20) == before + 1
 
 
+def test_a_look_that_moved_less_than_to_another_world_is_measured_too(resting: Any, clean: Uint8Array) -> None:
+    before, domain = resting.status()["stats_revision"], resting._follower.domain
+    darker = (clean * 0.9).astype(np.uint8)
+    assert show(resting, darker, 3) > before
+    assert resting._follower.domain == domain, "it is the same world"
+
+
 def test_another_world_is_measured_whatever_was_spent_on_the_one_before(
     resting: Any, pale: Uint8Array, measured: list[str]
 ) -> None:

@@ -80,6 +80,11 @@ class MixedStatistics:
         """Whether enough has been seen for measurements that can wait."""
         return self.mixture is not None or self._one.settled
 
+    @property
+    def moved(self) -> float:
+        """See ``LocalStatistics.moved``; 0 while looks alternate."""
+        return self._one.moved if self.mixture is None else 0.0
+
     def trusted(self) -> float:
         """0..1 by how far the stream is from the source; 1 before the first look."""
         return max(own.trusted() for own in self._now[1])

@@ -83,6 +83,7 @@ class LocalStatistics:
         self._window: deque[Float32Array] = deque(maxlen=s.window)
         self.styles_BS = np.zeros((0, STYLES), np.float32)  # of the pictures that arrived last
         self.revision = 0
+        self.moved = 0.0  # the look of the latest pictures from the memory's, in standard deviations of one
         self._left = LeftWorlds(s.worlds, s.aside_bytes)
         self._now = self._new_world(statistics_of(self._source, self._layers))
 
@@ -228,12 +229,11 @@ class LocalStatistics:
         return True
 
     def _has_changed(self) -> bool:
-        least = self.settings.least
         in_window = max(0, len(self._window) - len(self.styles_BS))  # pictures cannot be measured against themselves
         known_NS = self._now.memory.styles(but_latest=in_window)
-        if len(known_NS) < least or len(self._window) < least:
-            return False
-        return apart(np.array(self._window), known_NS) > self.settings.change
+        judged = min(len(known_NS), len(self._window)) >= self.settings.least
+        self.moved = apart(np.array(self._window), known_NS) if judged else 0.0
+        return self.moved > self.settings.change
 
     def _next_period(self) -> int:
         """Twice as long each time once the memory has filled: what follows tells little new."""
