@@ -92,7 +92,7 @@ class StatisticsConfig(Section, frozen=True, kw_only=True):
     follow: Literal["auto", "on", "off"] = "auto"  # auto = as the group's method says, off until the cloud was heard
     class_prior: bool = True  # while few classes show, answers are weighed by them
     answer_again: bool = True  # first pictures after a change, in batches of 8 and more: predicted a second time
-    duty: Annotated[float, Meta(gt=0, le=1)] = 0.1  # share of time one thread may measure, once a world is known
+    duty: Annotated[float, Meta(gt=0, le=1)] = 0.1  # of time one thread measures, once a world is known and rests
 
 
 class DeviceConfig(Section, frozen=True, kw_only=True):

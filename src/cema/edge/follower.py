@@ -37,8 +37,8 @@ TOGETHER = 8
 """Pictures that the thread waits for: single ones would wake it, and take the interpreter from ``predict``, too
 often."""
 MOVED = 0.8
-"""Standard deviations of one picture by which the look may have moved until measurements are due whatever their share
-of the time (``statistics.duty``): no other world yet, but 3.2 standard errors of the mean of sixteen."""
+"""Standard deviations of one picture, from which on a look rests no longer and measurements are due whatever their
+share of the time (``statistics.duty``): no other world yet, but 3.2 standard errors of the mean of sixteen."""
 PATIENCE_S = 0.5
 """How long it waits for them."""
 

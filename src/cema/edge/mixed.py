@@ -167,7 +167,7 @@ class MixedStatistics:
 
     def _change_to(self, mixture: Mixture, weights: NormParameters, domain: int | None) -> None:
         """Hand the remembered pictures to those whose look they have, and measure those; who has none goes on with the
-        statistics of what was most like it."""
+        statistics of what was most like it. The one look there was stays if the model tells no more by several."""
         known = [each for own in self._now[1] for each in own.remembered()]
         looks_NL = look_of(np.array([each.style for _, each in known]))
         part_N, fits_N = mixture.nearest(looks_NL), mixture.distances(looks_NL).min(axis=1) < self.settings.odd

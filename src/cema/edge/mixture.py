@@ -43,15 +43,15 @@ class MixtureSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     looks: latest pictures that are described; least: without which nothing is judged; every: pictures between two
     judgements, wait: at most, twice as many each time that statistics of each look were refused. gain: what the
-    model must tell more by them, nats per picture (0.003 where it was trained on all, 0.025 and more where they are
-    new to it). most: components, 1 = looks never alternate. margin: by which a description must be better than the
-    one in use, nats per picture after the criterion's penalty (single looks reach 0.21, mixtures 0.35 to 1.0).
-    alternation: how often neighbours differ, beside what shares in random order would give; below it there is one
-    look at a time. rare: share of pictures below which a component is of odd ones, not of a look; largest: of one
-    look from which on the others are. doubts: judgements in a row by which looks no longer alternate, until that is
-    believed without more evidence. flutter: changes of the world within ``looks`` pictures, from which on these are
-    described together. odd: squared distance, in standard deviations, of a remembered picture that belongs to none.
-    rounds, starts: of expectation maximisation.
+    model must tell more by them, nats per picture (at most 0.003 where it was trained on all, 0.025 and more where
+    they are new to it). most: components, 1 = looks never alternate. margin: by which a description must be better
+    than the one in use, nats per picture after the criterion's penalty (single looks reach 0.21, mixtures 0.35 to
+    1.0). alternation: how often neighbours differ, beside what shares in random order would give; below it there is
+    one look at a time. rare: share of pictures below which a component is of odd ones, not of a look; largest: of
+    one look from which on the others are. doubts: judgements in a row by which looks no longer alternate, until
+    that is believed without more evidence. flutter: changes of the world within ``looks`` pictures, from which on
+    these are described together. odd: squared distance, in standard deviations, of a remembered picture that
+    belongs to none. rounds, starts: of expectation maximisation.
     """
 
     looks: Annotated[int, Meta(ge=2)] = 256
