@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
 from kept import FOUR
 
+from cema.bench.corruptions import COMMON
 from cema.bench.grid import Spec
 
 Options = dict[str, bool | int | float | str]
@@ -61,10 +63,11 @@ CLOUD: dict[str, Options] = {
     "no entropy term": {"entropy_weight": 0.0},
     "no label term": {"label_weight": 0.0},
     "divergence alone": {"entropy_weight": 0.0, "label_weight": 0.0, "divergence_weight": 7.0},
-    "no random slice": {"pacing.random_share": 0.0},
-    "random slice alone": {"pacing.e_min": 1.0, "pacing.random_share": 0.3},
-    "e_min as in the paper": {"pacing.e_min": 0.02},
-    "e_min x 3": {"pacing.e_min": 0.3},
+    "e_min x 3": {"selection.e_min": 0.06},
+    "e_min / 3": {"selection.e_min": 0.0067},
+    "first e_max x 2.5": {"selection.e_max": 1.0},
+    "first e_max / 3": {"selection.e_max": 0.13},
+    "e_max does not move": {"selection.dynamic": False},
     "never silent, no class prior": {"classes.narrow": 0.0},
     "no class prior": {"classes.rounds": 0},
     "momentum / 3": {"momentum": 0.3},
@@ -74,8 +77,9 @@ CLOUD: dict[str, Options] = {
     "divergence_weight / 3": {"divergence_weight": 1.0},
     "entropy_weight x 3": {"entropy_weight": 9.0},
     "label_weight x 3": {"label_weight": 3.0},
-    "random_share x 3": {"pacing.random_share": 0.3},
-    "random_share / 3": {"pacing.random_share": 0.033},
+    "pacing.e_max_warmup x 3": {"pacing.e_max_warmup": 192},
+    "pacing.start and most x 3": {"pacing.start": 96.0, "pacing.most": 192.0},
+    "pacing.start and most / 3": {"pacing.start": 11.0, "pacing.most": 21.0},
 }
 """Of ``cema``."""
 WORLDS: dict[str, Options] = {
@@ -84,6 +88,9 @@ WORLDS: dict[str, Options] = {
     "worlds / 3": {"statistics.worlds": 3},
     "again x 3": {"statistics.again": 3.0},
     "again / 3": {"statistics.again": 0.33},
+    "never anew": {"statistics.anew": 1e9},
+    "anew x 3": {"statistics.anew": 12.0},
+    "anew / 3": {"statistics.anew": 1.33},
     "unlike x 3": {"statistics.unlike": 6.0},
     "unlike / 3": {"statistics.unlike": 0.67},
 }
@@ -133,15 +140,20 @@ PARTS = {
         "foundation model alone teaches",
         "student alone teaches (cema-lite)",
         "divergence alone",
-        "no random slice",
-        "e_min as in the paper",
     ),
 }
 """What is shown with three seeds: the parts of the method, without which it would be another."""
 RATES = (0.01, 0.03, 0.1, 0.25, 0.5, 1.0)
 """Samples per picture at full trust: the curve of accuracy against bytes."""
-BEYOND = (0.5, 1.0)
-"""Shares of all pictures sent whatever their entropy and the trust: the end of the curve, beyond the filters."""
+FEW = 256
+"""Pictures of each condition, a tenth of what other tables have."""
+PALE = ("fog", "clean", "frost")
+"""Conditions in a row whose pictures look much the same by the numbers of ``pixel_style``."""
+BEYOND: tuple[Options, ...] = (
+    {"selection.e_min": 0.0, "selection.e_max": 1.0, "selection.dynamic": False},
+    {"selection.enabled": False},
+)
+"""The end of the curve, beyond the filters: whatever a stream's shift is worth, and every picture."""
 
 
 def _spec(method: str, options: Options, **changes: object) -> Spec:
@@ -162,12 +174,21 @@ def parts(seeds: tuple[int, ...]) -> Iterator[Spec]:
         yield from ablation({name: variants[name] for name in PARTS[method]}, method, seeds)
 
 
-def changes() -> Iterator[Spec]:
-    """With and without noticing that the world has changed: the four corruptions and clean pictures in a row."""
+def changes(seeds: tuple[int, ...]) -> Iterator[Spec]:
+    """With and without noticing that the world has changed: the four corruptions and clean pictures in a row; and
+    milder ones of which only a few pictures come, so that most go unnoticed but by what is measured."""
     row = ("gaussian_noise", "contrast", "clean", "gaussian_blur", "jpeg_compression")
     for options in (OFFLINE["as it is"], OFFLINE["no change is noticed"]):
         for method in ("cema-offline", "cema"):
             yield _spec(method, options, corruptions=row, setting="continual")
+    few = {"setting": "continual", "severity": 3, "seeds": seeds}
+    yield Spec(dataset="cifar10", methods=("source",), corruptions=COMMON, limit=FEW, **few)  # type: ignore[arg-type]
+    yield Spec(dataset="imagenet", methods=("source",), corruptions=PALE, **few)  # type: ignore[arg-type]
+    for options in (WORLDS["as it is"], WORLDS["never anew"]):
+        given = {"cema-offline": options} if options else {}
+        device = Spec(methods=("cema-offline",), options=given, **few)  # type: ignore[arg-type]
+        yield msgspec.structs.replace(device, dataset="cifar10", corruptions=COMMON, limit=FEW)
+        yield msgspec.structs.replace(device, dataset="imagenet", corruptions=PALE)
 
 
 def worlds() -> Iterator[Spec]:
@@ -185,7 +206,6 @@ def deep() -> Iterator[Spec]:
         ("cema-offline", ("clean", "fog"), {}),
         ("cema-offline", ("clean", "fog"), OFFLINE["no least trust"]),
         ("cema", ("gaussian_noise",), {}),
-        ("cema", ("gaussian_noise",), CLOUD["no random slice"]),
         ("cema", ("gaussian_noise",), CLOUD["student alone teaches (cema-lite)"]),
     )
     for method, corruptions, options in variants:
@@ -197,6 +217,5 @@ def pareto() -> Iterator[Spec]:
     """From 1 to 100 % of the samples."""
     for rate in RATES:
         yield _spec("cema", {"pacing.rate": rate, "pacing.start": max(1.0, 128 * rate)}, corruptions=FOUR)
-    tokens = {"pacing.rate": 1.0, "pacing.start": 2048.0, "pacing.most": 2048.0}
-    for share in BEYOND:
-        yield _spec("cema", {**tokens, "pacing.random_share": share}, corruptions=FOUR)
+    for filters in BEYOND:
+        yield _spec("cema", {"pacing.rate": 1.0, "pacing.start": 128.0, **filters}, corruptions=FOUR)

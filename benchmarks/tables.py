@@ -188,7 +188,7 @@ TABLES = {
     "method-device": Table(tuple(ablation.ablation(ablation.OFFLINE, "cema-offline")), tuned=False),
     "method-cloud": Table(tuple(ablation.ablation(ablation.CLOUD, "cema")), tuned=False),
     "method-parts": Table(tuple(ablation.parts(SEEDS)), tuned=False),
-    "method-changes": Table(tuple(ablation.changes()), tuned=False),
+    "method-changes": Table(tuple(ablation.changes(SEEDS)), tuned=False),
     "method-worlds": Table(tuple(ablation.worlds()), tuned=False),
     "method-imagenet-parts": Table(tuple(ablation.deep()), processes=1, tuned=False),
     "method-pareto": Table(tuple(ablation.pareto()), tuned=False),

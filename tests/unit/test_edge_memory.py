@@ -82,8 +82,8 @@ def test_pictures_come_in_rounds_of_the_latest_of_each_class(labels: list[int]) 
     order = held(memory)
     by_label = {label: [n for n in order if labels[n] == label] for label in set(labels)}
     assert all(own == sorted(own, reverse=True) for own in by_label.values())
-    ranks = [by_label[labels[number]].index(number) for number in order]
-    assert ranks == sorted(ranks)
+    ranks = [(by_label[labels[number]].index(number), -number) for number in order]
+    assert ranks == sorted(ranks), "and of the same rank the latest first"
 
 
 def test_the_quota_is_an_even_share_but_never_tiny() -> None:

@@ -6,51 +6,28 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
-from cema.cloud.export import build_bundle
 from cema.edge.measuring import MeasuringSession
 from cema.edge.memory import ClassMemory, pixel_style
 from cema.edge.statistics import LocalStatistics, StatisticsSettings
 from cema.edge.worlds import UNLIKE_MOST, LeftWorlds, World, apart, unlike
 from cema.types import NormParameters, Uint8Array
-from cema.wire.messages import Preprocess
-from unit.looks import SIZE_PX, day, night, snowfall
+from unit.looks import bars, blinds, day, night, small_bundle, snowfall
 
 CLASSES = ["a", "b", "c", "d", "e"]
 KNOWN = 96
 """Pictures after which a world is known well."""
 
 
-def blinds(count: int, seed: int) -> Uint8Array:
-    """Stripes that lie."""
-    offset = torch.randint(0, 4, (count,), generator=torch.Generator().manual_seed(seed)).numpy()
-    rows = (np.arange(SIZE_PX) + offset[:, None]) % 4 < 2
-    light = day(count, seed).astype(np.float32) * np.where(rows, 1.0, 0.4)[:, :, None, None]
-    return light.astype(np.uint8)
-
-
-def bars(count: int, seed: int) -> Uint8Array:
-    """Stripes that stand: brightness, contrast, gradient and colour are the same."""
-    return np.ascontiguousarray(blinds(count, seed).transpose(0, 2, 1, 3))
-
-
 @pytest.fixture(scope="module")
 def measuring() -> MeasuringSession:
-    torch.manual_seed(0)
-    layers: list[nn.Module] = []
-    for channels in (3, 24, 24, 24):
-        layers += [nn.Conv2d(channels, 24, 3, padding=1), nn.BatchNorm2d(24, momentum=None), nn.ReLU()]
-    module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, len(CLASSES)))
-    recipe = Preprocess(size=(SIZE_PX, SIZE_PX))
-    return MeasuringSession(build_bundle(module, name="net", preprocess=recipe, classes=CLASSES), threads=1)
+    return MeasuringSession(small_bundle(CLASSES), threads=1)
 
 
 def statistics(measuring: MeasuringSession, **settings: float) -> LocalStatistics:
     """Worlds are told apart by their looks: channels of so small a network are too few and too alike to be a sample.
     ``found_out`` goes by what is measured, too."""
-    numbers = StatisticsSettings(**{"unlike": UNLIKE_MOST, **settings})  # type: ignore[arg-type]
+    numbers = StatisticsSettings(**{"unlike": UNLIKE_MOST, "anew": UNLIKE_MOST, **settings})  # type: ignore[arg-type]
     return LocalStatistics(measuring, len(CLASSES), np.random.default_rng(0), numbers)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from itertools import chain, zip_longest
+from itertools import chain
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -77,9 +78,11 @@ class ClassMemory:
         return sum(each.picture.nbytes for ring in self._rings.values() for each in ring)
 
     def pictures(self) -> Uint8Array:
-        """uint8 [N, H, W, 3]: the latest of each class, then the one before of each class, and so on."""
-        rounds = zip_longest(*(reversed(ring) for ring in self._rings.values()))
-        return np.stack([each.picture for each in chain(*rounds) if each is not None])
+        """uint8 [N, H, W, 3]: the latest of each class, then the one before of each class, and so on; those of the
+        same rank from the latest to the oldest, as there may be more classes than are measured."""
+        rings = self._rings.values()
+        ranked = [(rank, -each.order, each.picture) for ring in rings for rank, each in enumerate(reversed(ring))]
+        return np.stack([picture for *_, picture in sorted(ranked, key=itemgetter(0, 1))])
 
     def labelled(self) -> list[Labelled]:
         """All, oldest first."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import msgspec
@@ -23,7 +24,7 @@ from msgspec import Meta
 
 from cema.edge.measuring import Measured, MeasuringSession, moments_of, statistics_of
 from cema.edge.memory import STYLES, ClassMemory, Labelled, pixel_style
-from cema.edge.worlds import LeftWorlds, Moments, World, apart, unlike
+from cema.edge.worlds import LeftWorlds, Moments, World, apart
 from cema.types import Float32Array, NormParameters, Uint8Array
 from cema.wire.blend import BLEND, BlendSettings, diversity, log_ratio, shares, shift_size, trust
 
@@ -35,10 +36,11 @@ class StatisticsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
     memory: pictures. window: latest pictures that stand for the present look. change: distance of its mean from the
     memory's, in standard deviations of one picture, at which the world counts as another; again: below which a new one
-    counts as one that was left, unless what is measured then is unlike it (``cema.edge.worlds``). least: pictures
-    without which neither is judged. period, period_max: pictures between two measurements, at first and in the long
-    run. measured: pictures of one measurement, pixels_max: and their pixels, which bounds its memory. worlds,
-    aside_bytes: how many that were left are remembered, and their pictures, besides the last.
+    counts as one that was left, unless what is measured then is unlike it (``cema.edge.worlds``); least: pictures
+    without which neither is judged. anew: how unlike a measurement must be to all before for them to count no longer.
+    period, period_max: pictures between two measurements, at first and in the long run. measured: pictures of one
+    measurement, pixels_max: and their pixels, which bounds its memory. worlds, aside_bytes: how many that were left are
+    remembered, and their pictures, besides the last.
     """
 
     memory: Count = 96
@@ -46,6 +48,7 @@ class StatisticsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     change: Annotated[float, Meta(gt=0)] = 2.2
     again: Annotated[float, Meta(ge=0)] = 1.0
     unlike: Annotated[float, Meta(ge=0)] = 2.0
+    anew: Annotated[float, Meta(ge=0)] = 4.0
     least: Annotated[int, Meta(ge=2)] = 8
     period: Count = 64
     period_max: Count = 128
@@ -146,12 +149,17 @@ class LocalStatistics:
     def refresh(self, weights: NormParameters, domain: int | None = None) -> None:
         """Measure the memory by these weights and biases, which were learned in this domain (None: in all), or by the
         source's: ``latest``, mean and variance of every batch norm by name. A world that came back is another one after
-        all if it only looks the same: then ``domain`` changes."""
+        all if it only looks the same: then ``domain`` changes. One that has changed and still looks much the same is
+        measured anew, by what came since the last measurement."""
         now = self._now
+        known, since = replace(now), now.since
         measured = self._look(self.in_use(weights, domain))
-        if now.left is not None and now.seen >= self.settings.measured:
+        if now.left is None and known.pool and known.unlike(measured) > self.settings.anew:
+            now.begin_anew(since)
+            self._look(self.in_use(weights, domain))
+        elif now.left is not None and now.seen >= self.settings.measured:
             left, now.left = now.left, None
-            if self._unlike(measured, left) > self.settings.unlike:
+            if left.unlike(measured) > self.settings.unlike:
                 self._now = self._new_world(now.latest)
                 self._now.memory, self._now.seen = now.memory, now.seen
                 self._now.memory.keep_latest(now.seen)
@@ -190,17 +198,6 @@ class LocalStatistics:
         now.latest = self._blend(shares_L)
         now.since, now.period = 0, self._next_period()
         return measured
-
-    def _unlike(self, measured: Sequence[Measured], known: World) -> float:
-        """See ``cema.edge.worlds.unlike``. measured: one measurement, in parts."""
-        ratios, errors, both = [], [], 1 + known.error * sum(len(each.logits_BK) for each in measured)
-        for layer, (_, known_C) in enumerate(known.pool):
-            moments = [each.layers[layer] for each in measured]
-            first_BC, second_BC = (np.concatenate(parts) for parts in zip(*moments, strict=True))
-            _, var_C, error_C = moments_of(first_BC, second_BC)
-            ratios.append(log_ratio(var_C, known_C))
-            errors.append(error_C * np.float32(both))
-        return unlike(ratios, errors)
 
     def _new_world(self, statistics: NormParameters) -> World:
         """statistics: to predict with until the first measurement."""

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from cema.edge.measuring import Measured, moments_of
 from cema.edge.memory import ClassMemory
 from cema.types import Float32Array, NormParameters
-from cema.wire.blend import early
+from cema.wire.blend import early, log_ratio
 
 SCENE_SD = 0.05
 """What pictures of a scene that never moves still differ by, in the units of ``pixel_style``: else one odd one among
@@ -49,6 +50,23 @@ class World:
     def again(self, period: int) -> World:
         """The same world, to which the stream has just come back."""
         return replace(self, memory=self.memory.copy(), period=period, seen=0, since=0, left=self)
+
+    def begin_anew(self, pictures: int) -> None:
+        """Forget what was measured, and all but the latest pictures."""
+        self.memory.keep_latest(pictures)
+        self.pool, self.shift, self.rounds, self.error = [], None, 0, 0.0
+
+    def unlike(self, measured: Sequence[Measured]) -> float:
+        """See the function of that name. measured: one measurement, in parts."""
+        ratios, errors, both = [], [], 1 + self.error * sum(len(each.logits_BK) for each in measured)
+        for layer, (_, known_C) in enumerate(self.pool):
+            first_BC, second_BC = (
+                np.concatenate(parts) for parts in zip(*(each.layers[layer] for each in measured), strict=True)
+            )
+            _, var_C, error_C = moments_of(first_BC, second_BC)
+            ratios.append(log_ratio(var_C, known_C))
+            errors.append(error_C * np.float32(both))
+        return unlike(ratios, errors)
 
 
 def apart(looks_NS: Float32Array, known_NS: Float32Array) -> float:
