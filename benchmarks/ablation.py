@@ -63,11 +63,10 @@ CLOUD: dict[str, Options] = {
     "no entropy term": {"entropy_weight": 0.0},
     "no label term": {"label_weight": 0.0},
     "divergence alone": {"entropy_weight": 0.0, "label_weight": 0.0, "divergence_weight": 7.0},
-    "e_min x 3": {"selection.e_min": 0.06},
-    "e_min / 3": {"selection.e_min": 0.0067},
-    "first e_max x 2.5": {"selection.e_max": 1.0},
-    "first e_max / 3": {"selection.e_max": 0.13},
-    "e_max does not move": {"selection.dynamic": False},
+    "no random slice": {"pacing.random_share": 0.0},
+    "random slice alone": {"pacing.e_min": 1.0, "pacing.random_share": 0.3},
+    "e_min as in the paper": {"pacing.e_min": 0.02},
+    "e_min x 3": {"pacing.e_min": 0.3},
     "never silent, no class prior": {"classes.narrow": 0.0},
     "no class prior": {"classes.rounds": 0},
     "momentum / 3": {"momentum": 0.3},
@@ -77,9 +76,8 @@ CLOUD: dict[str, Options] = {
     "divergence_weight / 3": {"divergence_weight": 1.0},
     "entropy_weight x 3": {"entropy_weight": 9.0},
     "label_weight x 3": {"label_weight": 3.0},
-    "pacing.e_max_warmup x 3": {"pacing.e_max_warmup": 192},
-    "pacing.start and most x 3": {"pacing.start": 96.0, "pacing.most": 192.0},
-    "pacing.start and most / 3": {"pacing.start": 11.0, "pacing.most": 21.0},
+    "random_share x 3": {"pacing.random_share": 0.3},
+    "random_share / 3": {"pacing.random_share": 0.033},
 }
 """Of ``cema``."""
 WORLDS: dict[str, Options] = {
@@ -140,6 +138,8 @@ PARTS = {
         "foundation model alone teaches",
         "student alone teaches (cema-lite)",
         "divergence alone",
+        "no random slice",
+        "e_min as in the paper",
     ),
 }
 """What is shown with three seeds: the parts of the method, without which it would be another."""
@@ -149,11 +149,8 @@ FEW = 256
 """Pictures of each condition, a tenth of what other tables have."""
 PALE = ("fog", "clean", "frost")
 """Conditions in a row whose pictures look much the same by the numbers of ``pixel_style``."""
-BEYOND: tuple[Options, ...] = (
-    {"selection.e_min": 0.0, "selection.e_max": 1.0, "selection.dynamic": False},
-    {"selection.enabled": False},
-)
-"""The end of the curve, beyond the filters: whatever a stream's shift is worth, and every picture."""
+BEYOND = (0.5, 1.0)
+"""Shares of all pictures sent whatever their entropy and the trust: the end of the curve, beyond the filters."""
 
 
 def _spec(method: str, options: Options, **changes: object) -> Spec:
@@ -206,6 +203,7 @@ def deep() -> Iterator[Spec]:
         ("cema-offline", ("clean", "fog"), {}),
         ("cema-offline", ("clean", "fog"), OFFLINE["no least trust"]),
         ("cema", ("gaussian_noise",), {}),
+        ("cema", ("gaussian_noise",), CLOUD["no random slice"]),
         ("cema", ("gaussian_noise",), CLOUD["student alone teaches (cema-lite)"]),
     )
     for method, corruptions, options in variants:
@@ -217,5 +215,6 @@ def pareto() -> Iterator[Spec]:
     """From 1 to 100 % of the samples."""
     for rate in RATES:
         yield _spec("cema", {"pacing.rate": rate, "pacing.start": max(1.0, 128 * rate)}, corruptions=FOUR)
-    for filters in BEYOND:
-        yield _spec("cema", {"pacing.rate": 1.0, "pacing.start": 128.0, **filters}, corruptions=FOUR)
+    tokens = {"pacing.rate": 1.0, "pacing.start": 2048.0, "pacing.most": 2048.0}
+    for share in BEYOND:
+        yield _spec("cema", {**tokens, "pacing.random_share": share}, corruptions=FOUR)

@@ -30,7 +30,7 @@ def remember(memory: ClassMemory, labels: list[int], first: int = 0) -> None:
 
 def held(memory: ClassMemory) -> list[int]:
     """Numbers of the pictures, in the memory's order."""
-    return [int(each[0, 0, 0]) for each in memory.pictures()]
+    return [int(each[0, 0, 0]) for each in memory.pictures(memory.places)]
 
 
 def plain_memory(labels: list[int], places: int, quota: int) -> list[int]:
@@ -82,8 +82,18 @@ def test_pictures_come_in_rounds_of_the_latest_of_each_class(labels: list[int]) 
     order = held(memory)
     by_label = {label: [n for n in order if labels[n] == label] for label in set(labels)}
     assert all(own == sorted(own, reverse=True) for own in by_label.values())
-    ranks = [(by_label[labels[number]].index(number), -number) for number in order]
-    assert ranks == sorted(ranks), "and of the same rank the latest first"
+    ranks = [by_label[labels[number]].index(number) for number in order]
+    assert ranks == sorted(ranks)
+
+
+@given(streams, st.integers(1, 10))
+@settings(deadline=None)
+def test_fewer_pictures_are_the_first_of_these_or_of_the_classes_seen_last(labels: list[int], most: int) -> None:
+    memory = ClassMemory(24, 8)
+    remember(memory, labels)
+    latest = {labels[number]: number for number in sorted(held(memory))}
+    fewer = [int(each[0, 0, 0]) for each in memory.pictures(most)]
+    assert fewer == (sorted(latest.values(), reverse=True) if len(latest) > most else held(memory))[:most]
 
 
 def test_the_quota_is_an_even_share_but_never_tiny() -> None:
@@ -115,7 +125,7 @@ def test_what_is_kept_is_a_copy() -> None:
     batch_BHWC = np.full((2, 2, 2, 3), 7, np.uint8)
     memory.add(list(batch_BHWC), np.zeros((2, 6), np.float32), [0, 1])
     batch_BHWC[:] = 200
-    memory.pictures()[:] = 100
+    memory.pictures(memory.places)[:] = 100
     assert held(memory) == [7, 7]
 
 

@@ -131,7 +131,7 @@ class Plain:
         return x
 
     def refresh(self, memory: ClassMemory, measured: int, size: int, first: bool) -> None:
-        pictures, n, shown = memory.pictures()[:measured], len(memory), diversity(memory.counts(), len(CLASSES))
+        pictures, n, shown = memory.pictures(measured), len(memory), diversity(memory.counts(), len(CLASSES))
         if first:
             glimpse = self.measure(pictures[:size], n, shares(n, 1.0, shown, LAYERS), keep=False)
             shown = max(shown, diversity(glimpse.argmax(1).unique(return_counts=True)[1].numpy(), len(CLASSES)))
@@ -174,7 +174,7 @@ def test_equal_chunks_that_hold_everything_are_averaged(measuring: MeasuringSess
     memory = ClassMemory(own.settings.memory, len(CLASSES))
     memory.add(list(images), pixel_style(images), even(24))
     with torch.no_grad():
-        chunks = module[0](in_torch(memory.pictures())).unflatten(0, (3, 8))
+        chunks = module[0](in_torch(memory.pictures(memory.places))).unflatten(0, (3, 8))
     for name, measured in (
         ("1.running_mean", chunks.mean((0, 1, 3, 4))),
         ("1.running_var", chunks.var((1, 3, 4), unbiased=False).mean(0)),

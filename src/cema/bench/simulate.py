@@ -62,14 +62,13 @@ class Pair:
 
 
 class Own(msgspec.Struct, frozen=True, kw_only=True):
-    """Numbers of devices that measure their own statistics, and the filters before their pacing."""
+    """Numbers of devices that measure their own statistics."""
 
     statistics: StatisticsSettings = StatisticsSettings()
     blend: BlendSettings = BLEND
     classes: ClassesSettings = ClassesSettings()
     pacing: PacingSettings = PacingSettings()
     mixture: MixtureSettings = MixtureSettings()
-    selection: SelectionConfig = SelectionConfig()
 
 
 class Travel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -154,8 +153,7 @@ class Simulator:
         if self.plan.selecting == "random":
             return RandomSelector(self.plan.selection, classes, rng)
         if self.plan.selecting == "paced":
-            own = self.plan.own or Own()
-            return PacedSelector(own.selection, classes, rng, own.pacing)
+            return PacedSelector(self.plan.selection, classes, rng, self.plan.own.pacing if self.plan.own else None)
         return Selector(self.plan.selection, classes)
 
     def _predict(self, device: Device, images_BHWC: Uint8Array) -> Answer:

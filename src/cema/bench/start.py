@@ -149,8 +149,7 @@ def _own(method: str, options: Options) -> tuple[Own, Options]:
         return msgspec.convert(parts, type=Own), rest
     except msgspec.ValidationError as error:
         raise ConfigError(
-            f"options of method {method!r}: {error}",
-            hint="statistics.*, blend.*, classes.*, pacing.*, mixture.*, selection.*",
+            f"options of method {method!r}: {error}", hint="statistics.*, blend.*, classes.*, pacing.*, mixture.*"
         ) from error
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from itertools import chain
-from operator import itemgetter
+from itertools import chain, islice, zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -77,12 +76,14 @@ class ClassMemory:
         """Of the pictures."""
         return sum(each.picture.nbytes for ring in self._rings.values() for each in ring)
 
-    def pictures(self) -> Uint8Array:
-        """uint8 [N, H, W, 3]: the latest of each class, then the one before of each class, and so on; those of the
-        same rank from the latest to the oldest, as there may be more classes than are measured."""
-        rings = self._rings.values()
-        ranked = [(rank, -each.order, each.picture) for ring in rings for rank, each in enumerate(reversed(ring))]
-        return np.stack([picture for *_, picture in sorted(ranked, key=itemgetter(0, 1))])
+    def pictures(self, most: int) -> Uint8Array:
+        """uint8 [N, H, W, 3], N <= most: the latest of each class, then the one before of each class, and so on; of
+        more classes than that, those that were seen last."""
+        rings = [ring for ring in self._rings.values() if ring]
+        if len(rings) > most:
+            rings.sort(key=lambda ring: ring[-1].order, reverse=True)
+        rounds = zip_longest(*(reversed(ring) for ring in rings))
+        return np.stack([each.picture for each in islice(filter(None, chain(*rounds)), most)])
 
     def labelled(self) -> list[Labelled]:
         """All, oldest first."""

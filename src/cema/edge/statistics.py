@@ -150,11 +150,12 @@ class LocalStatistics:
         """Measure the memory by these weights and biases, which were learned in this domain (None: in all), or by the
         source's: ``latest``, mean and variance of every batch norm by name. A world that came back is another one after
         all if it only looks the same: then ``domain`` changes. One that has changed and still looks much the same is
-        measured anew, by what came since the last measurement."""
+        measured anew, by what came since the last measurement; not against its first one, which is made by statistics
+        that are still far from it."""
         now = self._now
         known, since = replace(now), now.since
         measured = self._look(self.in_use(weights, domain))
-        if now.left is None and known.pool and known.unlike(measured) > self.settings.anew:
+        if now.left is None and known.rounds > len(measured) and known.unlike(measured) > self.settings.anew:
             now.begin_anew(since)
             self._look(self.in_use(weights, domain))
         elif now.left is not None and now.seen >= self.settings.measured:
@@ -239,9 +240,9 @@ class LocalStatistics:
 
     def chunks(self) -> list[Uint8Array]:
         """The pictures of the memory that are measured, in parts that one forward may have."""
-        pictures, s = self._now.memory.pictures(), self.settings
-        size = max(1, s.pixels_max // (pictures.shape[1] * pictures.shape[2]))
-        chosen = pictures[: s.measured]
+        s = self.settings
+        chosen = self._now.memory.pictures(s.measured)
+        size = max(1, s.pixels_max // (chosen.shape[1] * chosen.shape[2]))
         return [chosen[start : start + size] for start in range(0, len(chosen), size)]
 
     def _measure(
