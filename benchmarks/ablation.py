@@ -178,14 +178,15 @@ def changes(seeds: tuple[int, ...]) -> Iterator[Spec]:
     for options in (OFFLINE["as it is"], OFFLINE["no change is noticed"]):
         for method in ("cema-offline", "cema"):
             yield _spec(method, options, corruptions=row, setting="continual")
-    few = {"setting": "continual", "severity": 3, "seeds": seeds}
-    yield Spec(dataset="cifar10", methods=("source",), corruptions=COMMON, limit=FEW, **few)  # type: ignore[arg-type]
-    yield Spec(dataset="imagenet", methods=("source",), corruptions=PALE, **few)  # type: ignore[arg-type]
-    for options in (WORLDS["as it is"], WORLDS["never anew"]):
-        given = {"cema-offline": options} if options else {}
-        device = Spec(methods=("cema-offline",), options=given, **few)  # type: ignore[arg-type]
-        yield msgspec.structs.replace(device, dataset="cifar10", corruptions=COMMON, limit=FEW)
-        yield msgspec.structs.replace(device, dataset="imagenet", corruptions=PALE)
+    for known in (
+        Spec(dataset="cifar10", methods=("source",), corruptions=COMMON, limit=FEW),
+        Spec(dataset="imagenet", methods=("source",), corruptions=PALE),
+    ):
+        passing = msgspec.structs.replace(known, setting="continual", severity=3, seeds=seeds)
+        yield passing
+        yield msgspec.structs.replace(passing, methods=("cema-offline",))
+        never = {"cema-offline": WORLDS["never anew"]}
+        yield msgspec.structs.replace(passing, methods=("cema-offline",), options=never)
 
 
 def worlds() -> Iterator[Spec]:
