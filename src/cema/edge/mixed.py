@@ -21,7 +21,7 @@ from cema.edge.measuring import MeasuringSession
 from cema.edge.memory import Labelled, pixel_style
 from cema.edge.mixture import Float64Array, Mixture, MixtureSettings, in_turns, look_of, single
 from cema.edge.statistics import Due, LocalStatistics, StatisticsSettings
-from cema.edge.telling import told_more
+from cema.edge.telling import knows, told_more
 from cema.types import NormParameters, Uint8Array
 from cema.wire.blend import BLEND, BlendSettings
 
@@ -130,6 +130,8 @@ class MixedStatistics:
         if self._since >= self._wait and len(self._looks) >= self.settings.least:
             self._describe(weights, domain)
         if self.mixture is None and self._one.remembered():
+            if self._one.unjudged:
+                self._one.judge(knows(self._measuring, self._one, weights, domain))
             self._measure(self._one, weights, domain)
         for part in sorted(self._due):
             self._measure(self._now[1][part], weights, domain)

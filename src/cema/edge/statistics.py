@@ -24,6 +24,7 @@ from msgspec import Meta
 
 from cema.edge.measuring import Measured, MeasuringSession, moments_of, statistics_of
 from cema.edge.memory import STYLES, ClassMemory, Labelled, pixel_style
+from cema.edge.pooled import blended, prior
 from cema.edge.worlds import LeftWorlds, Moments, World, apart
 from cema.types import Float32Array, NormParameters, Uint8Array
 from cema.wire.blend import BLEND, BlendSettings, diversity, log_ratio, shares, shift_size, trust
@@ -40,7 +41,9 @@ class StatisticsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     without which neither is judged. anew: how unlike a measurement must be to all before for them to count no longer.
     period, period_max: pictures between two measurements, at first and in the long run. measured: pictures of one
     measurement, pixels_max: and their pixels, which bounds its memory. worlds, aside_bytes: how many that were left are
-    remembered, and their pictures, besides the last.
+    remembered, and their pictures, besides the last. known: nats per picture that the model must tell more by the
+    source's statistics for a world to be one that it knows (``cema.edge.telling``); judge: pictures of it after which
+    that is asked, and again each time twice as many have been seen.
     """
 
     memory: Count = 96
@@ -56,6 +59,8 @@ class StatisticsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     pixels_max: Count = 8 * 224 * 224
     worlds: Annotated[int, Meta(ge=0, le=64)] = 8
     aside_bytes: Count = 1 << 24
+    known: Annotated[float, Meta(ge=0)] = 0.05
+    judge: Count = 512
 
 
 DOMAINS = 1 << 53
@@ -88,7 +93,8 @@ class LocalStatistics:
         self.revision = 0
         self.moved = 0.0  # the look of the latest pictures from the memory's, in standard deviations of one
         self._left = LeftWorlds(s.worlds, s.aside_bytes)
-        self._now = self._new_world(statistics_of(self._source, self._layers))
+        self._source_statistics = statistics_of(self._source, self._layers)
+        self._now = self._new_world(self._source_statistics)
 
     def arrive(self, images_BHWC: Uint8Array) -> bool:
         """Look at pictures that are about to be predicted; True if this is another world than that of the last ones."""
@@ -114,7 +120,7 @@ class LocalStatistics:
     @property
     def latest(self) -> NormParameters:
         """Means and variances to predict with."""
-        return self._now.latest
+        return self._source_statistics if self._now.known else self._now.latest
 
     @property
     def settled(self) -> bool:
@@ -153,18 +159,18 @@ class LocalStatistics:
         measured anew, by what came since the last measurement; not against its first one, which is made by statistics
         that are still far from it."""
         now = self._now
-        known, since = replace(now), now.since
-        measured = self._look(self.in_use(weights, domain))
-        if now.left is None and known.rounds > len(measured) and known.unlike(measured) > self.settings.anew:
+        before, since = replace(now), now.since
+        measured = self._look(self.followed(weights, domain))
+        if now.left is None and before.rounds > len(measured) and before.unlike(measured) > self.settings.anew:
             now.begin_anew(since)
-            self._look(self.in_use(weights, domain))
+            self._look(self.followed(weights, domain))
         elif now.left is not None and now.seen >= self.settings.measured:
             left, now.left = now.left, None
             if left.unlike(measured) > self.settings.unlike:
-                self._now = self._new_world(now.latest)
+                self._now = self._new_world(self.latest)
                 self._now.memory, self._now.seen = now.memory, now.seen
                 self._now.memory.keep_latest(now.seen)
-                self._look(self.in_use(weights, domain))
+                self._look(self.followed(weights, domain))
 
     def remembered(self) -> list[Labelled]:
         """The pictures of this world, oldest first."""
@@ -178,25 +184,42 @@ class LocalStatistics:
         self._now.memory.add(pictures, np.array([each.style for _, each in known]), [label for label, _ in known])
 
     def in_use(self, weights: NormParameters, domain: int | None) -> NormParameters:
-        """What to predict with: the latest statistics, and weights that were learned in this domain (None: in all),
-        else the source's."""
-        return {**(weights if domain in (None, self.domain) else self._source), **self.latest}
+        """What to predict with: the source's in a world that the model knows, else what is followed."""
+        return dict(self._source) if self._now.known else self.followed(weights, domain)
+
+    def followed(self, weights: NormParameters, domain: int | None) -> NormParameters:
+        """The statistics of this world, and weights that were learned in this domain (None: in all), else the
+        source's."""
+        return {**(weights if domain in (None, self.domain) else self._source), **self._now.latest}
 
     def trusted(self) -> float:
-        """0..1 by how far the stream is from the source; 1 before the first look."""
+        """0..1 by how far the stream is from the source; 1 before the first look, 0 in a world that the model knows."""
+        return 0.0 if self._now.known else self._trust()
+
+    @property
+    def unjudged(self) -> bool:
+        """Whether enough has been seen to ask, once more, if the model knows this world."""
+        now = self._now
+        return bool(now.pool) and now.seen >= max(2 * now.judged, self.settings.judge)
+
+    def judge(self, known: bool) -> None:
+        """Whether it does."""
+        self._now.known, self._now.judged = known, self._now.seen
+
+    def _trust(self) -> float:
         return 1.0 if self._now.shift is None else trust(self._now.shift, self._blend_by)
 
     def _look(self, parameters: NormParameters) -> list[Measured]:
-        chunks, now, by = self.chunks(), self._now, self._blend_by
+        chunks, now, by = self.chunks(self.settings.measured), self._now, self._blend_by
         n, classes, depth = len(now.memory), self._classes, len(self._layers)
         shown = diversity(now.memory.counts(), classes, by)
         if now.shift is None:
             glimpse = self._measure(chunks[0], parameters, shares(n, 1.0, shown, depth, by), keep=False)
             _, counts = np.unique(glimpse.logits_BK.argmax(axis=1), return_counts=True)
             shown = max(shown, diversity(counts, classes, by))
-        shares_L = shares(n, self.trusted(), shown, depth, by)
+        shares_L = shares(n, self._trust(), shown, depth, by)
         measured = [self._measure(chunk, parameters, shares_L) for chunk in chunks]
-        now.latest = self._blend(shares_L)
+        now.latest = blended(self._source, self._layers, now.pool, shares_L)
         now.since, now.period = 0, self._next_period()
         return measured
 
@@ -214,7 +237,7 @@ class LocalStatistics:
             gone.memory.drop_latest(len(self._window) - len(self.styles_BS))  # on the border between the two
             gone.memory.thin(self.settings.measured)
             self._left.put(gone)
-        self._now = self._new_world(gone.latest)
+        self._now = self._new_world(self.latest)
 
     def _comes_back(self) -> bool:
         """Whether a world that has just begun is one that was left; that is the present one then."""
@@ -238,10 +261,10 @@ class LocalStatistics:
         s = self.settings
         return min(2 * self._now.period, s.period_max) if self.settled else s.period
 
-    def chunks(self) -> list[Uint8Array]:
-        """The pictures of the memory that are measured, in parts that one forward may have."""
+    def chunks(self, most: int) -> list[Uint8Array]:
+        """So many pictures of the memory, in parts that one forward may have."""
         s = self.settings
-        chosen = self._now.memory.pictures(s.measured)
+        chosen = self._now.memory.pictures(most)
         size = max(1, s.pixels_max // (chosen.shape[1] * chosen.shape[2]))
         return [chosen[start : start + size] for start in range(0, len(chosen), size)]
 
@@ -253,7 +276,8 @@ class LocalStatistics:
         weight = max(1 / (now.rounds + 1), len(pictures) / len(now.memory))
         given = dict(parameters)
         for index, layer in enumerate(self._layers):
-            given[layer.mean], given[layer.var] = self._prior(index, float(share_L[index]), weight)
+            source, pooled = (self._source[layer.mean], self._source[layer.var]), now.pool[index] if now.pool else None
+            given[layer.mean], given[layer.var] = prior(source, pooled, float(share_L[index]), weight)
         measured = self._measuring.measure(pictures, given, share_L * np.float32(weight))
         pool: list[Moments] = []
         ratios, noises = [], []
@@ -271,27 +295,3 @@ class LocalStatistics:
             now.rounds += 1
             now.error += weight * (weight / len(pictures) - (2 - weight) * now.error)
         return measured
-
-    def _prior(self, index: int, share: float, weight: float) -> tuple[Float32Array, Float32Array]:
-        """What the graph must blend with a measurement m, by share * weight, so that out comes
-
-        (1 - share) source + share ((1 - weight) pool + weight m)
-        """
-        layer = self._layers[index]
-        sources = self._source[layer.mean], self._source[layer.var]
-        if not self._now.pool or weight >= 1:
-            return sources
-        kept, rest = share * (1 - weight), 1 - share * weight
-        mean_C, var_C = (
-            np.asarray(((1 - share) * source + kept * pool) / rest, np.float32)
-            for source, pool in zip(sources, self._now.pool[index], strict=True)
-        )
-        return mean_C, var_C
-
-    def _blend(self, share_L: Float32Array) -> NormParameters:
-        statistics: NormParameters = {}
-        for layer, share, (mean_C, var_C) in zip(self._layers, share_L, self._now.pool, strict=True):
-            for name, value in ((layer.mean, mean_C), (layer.var, var_C)):
-                source = self._source[name]
-                statistics[name] = (source + share * (value - source)).astype(np.float32)
-        return statistics

@@ -32,8 +32,9 @@ class World:
     """domain: its number. memory: pictures of it. latest: mean and variance of every batch norm, by name. pool:
     measured (mean [C], variance [C]) of each layer, shift: how far the early ones' variances are from the source's,
     None before the first look. rounds: measurements; error: of the pool, squared, in those of one picture. seen, since:
-    pictures since the stream came here, and since the last measurement, of which there is one each ``period``.
-    left: as it was when the stream left it, while it is not confirmed that this is the same world."""
+    pictures since the stream came here, and since the last measurement, of which there is one each ``period``. known:
+    whether the model does better here as it was trained, asked last when ``judged`` pictures had been seen. left: as it
+    was when the stream left it, while it is not confirmed that this is the same world."""
 
     domain: int
     memory: ClassMemory
@@ -45,6 +46,8 @@ class World:
     error: float = 0.0
     seen: int = 0
     since: int = 0
+    known: bool = False
+    judged: int = 0
     left: World | None = None
 
     def again(self, period: int) -> World:
@@ -55,6 +58,7 @@ class World:
         """Forget what was measured, and all but the latest pictures."""
         self.memory.keep_latest(pictures)
         self.pool, self.shift, self.rounds, self.error = [], None, 0, 0.0
+        self.known, self.judged = False, 0
 
     def unlike(self, measured: Sequence[Measured]) -> float:
         """See the function of that name. measured: one measurement, in parts."""
