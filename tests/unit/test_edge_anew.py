@@ -70,3 +70,12 @@ def test_a_world_that_stays_keeps_what_was_measured(look: Look, measuring: Measu
     own = statistics(measuring)
     live(own, look(1600, 1))
     assert own._now.rounds >= 11
+
+
+def test_other_weights_without_a_new_picture_leave_something_to_measure(measuring: MeasuringSession) -> None:
+    own, source = statistics(measuring), measuring.bundle.source_parameters()
+    live(own, day(448, 1))
+    own.refresh(source)
+    own.refresh({name: value * 3 if name.endswith("weight") else value for name, value in source.items()})
+    assert own._now.rounds == 1, "such a jump is measured anew"
+    assert len(own.remembered()) == StatisticsSettings().least

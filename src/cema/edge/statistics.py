@@ -162,7 +162,7 @@ class LocalStatistics:
         before, since = replace(now), now.since
         measured = self._look(self.followed(weights, domain))
         if now.left is None and before.rounds > len(measured) and before.unlike(measured) > self.settings.anew:
-            now.begin_anew(since)
+            now.begin_anew(max(since, self.settings.least))
             self._look(self.followed(weights, domain))
         elif now.left is not None and now.seen >= self.settings.measured:
             left, now.left = now.left, None
