@@ -162,6 +162,13 @@ def test_whether_a_look_is_known_is_asked_more_and_more_seldom(monkeypatch: pyte
     assert at == [576, 1216], "at the measurements after 512, and after twice what had been seen then"
 
 
+def test_where_little_is_at_stake_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Asked(trained(0.0), monkeypatch)
+    monkeypatch.setattr(mixed, "knows", lambda *_: pytest.fail("asked"))
+    asked.show(*scenes(1024, 4, dark=0.0), 64)
+    assert asked.own.trusted() < StatisticsSettings().stake
+
+
 def test_a_look_that_was_wrongly_thought_known_is_followed_after_the_next_question(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -43,7 +43,7 @@ class StatisticsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     measurement, pixels_max: and their pixels, which bounds its memory. worlds, aside_bytes: how many that were left are
     remembered, and their pictures, besides the last. known: nats per picture that the model must tell more by the
     source's statistics for a world to be one that it knows (``cema.edge.telling``); judge: pictures of it after which
-    that is asked, and again each time twice as many have been seen.
+    that is asked, and again each time twice as many have been seen; stake: trust from which on it matters enough.
     """
 
     memory: Count = 96
@@ -61,6 +61,7 @@ class StatisticsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     aside_bytes: Count = 1 << 24
     known: Annotated[float, Meta(ge=0)] = 0.05
     judge: Count = 512
+    stake: Annotated[float, Meta(ge=0, le=1)] = 0.33
 
 
 DOMAINS = 1 << 53
@@ -200,7 +201,7 @@ class LocalStatistics:
     def unjudged(self) -> bool:
         """Whether enough has been seen to ask, once more, if the model knows this world."""
         now = self._now
-        return bool(now.pool) and now.seen >= max(2 * now.judged, self.settings.judge)
+        return self._trust() > self.settings.stake and now.seen >= max(2 * now.judged, self.settings.judge)
 
     def judge(self, known: bool) -> None:
         """Whether it does."""
