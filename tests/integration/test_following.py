@@ -186,10 +186,10 @@ def resting(offline: Callable[..., EdgeAgent], clean: Uint8Array, monkeypatch: p
     return agent  # type: ignore[no-any-return]
 
 
-def show(agent: EdgeAgent, images: Uint8Array, batches: int) -> int:
-    """Predict so many batches of 64; returns the revision afterwards, when all has been taken in."""
+def show(agent: EdgeAgent, images: Uint8Array, batches: int, batch: int = 64) -> int:
+    """Predict so many batches; returns the revision afterwards, when all has been taken in."""
     for _ in range(batches):
-        agent.predict(list(images[:64]))
+        agent.predict(list(images[:batch]))
         deadline_s = time.monotonic() + 20
         while agent._follower._waiting or not agent._follower._owner.acquire(blocking=False):
             assert time.monotonic() < deadline_s
@@ -287,3 +287,16 @@ def test_close_is_prompt_and_leaves_no_thread(
     agent.close()
     assert time.perf_counter() - started_s < 3, "nothing waits for its time-out"
     assert ours() == []
+
+
+def test_a_look_that_has_just_moved_may_be_another_world_and_is_not_measured_yet(
+    resting: Any, clean: Uint8Array
+) -> None:
+    """While the thread measures, nobody would notice."""
+    before, darker = show(resting, clean, 20), (clean * 0.9).astype(np.uint8)
+    now_s, paused = resting.now_s, []
+    for _ in range(4):
+        show(resting, darker, 1, batch=8)
+        paused.append(resting._follower._not_before_s > now_s)
+    assert paused[:2] == [True, True], "sixteen pictures are not enough to be sure of the last sixteen"
+    assert resting.status()["stats_revision"] == before + 1

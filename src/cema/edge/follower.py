@@ -39,6 +39,9 @@ often."""
 MOVED = 0.8
 """Standard deviations of one picture, from which on a look rests no longer and measurements are due whatever their
 share of the time (``statistics.duty``): no other world yet, but 3.2 standard errors of the mean of sixteen."""
+MOVED_FOR = 16
+"""Pictures for which it must have, as many as stand for the present look: by then another world has been noticed, of
+which nothing would be seen while the thread measures."""
 PATIENCE_S = 0.5
 """How long it waits for them."""
 
@@ -68,7 +71,7 @@ class Follower:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._updater, self._config, self._counters, self._rng = updater, config, counters, rng
-        self._clock, self._not_before_s = clock, 0.0
+        self._clock, self._not_before_s, self._moved_for = clock, 0.0, 0
         self._owner = threading.Lock()  # of the statistics: whoever measures has it
         self._changed = threading.Condition()
         self._waiting: deque[Seen] = deque()
@@ -226,7 +229,8 @@ class Follower:
         if own.arrive(seen.images_BHWC):
             self._other_world, self._not_before_s = True, 0.0
             seen = self._seen_there(seen)
-        if own.moved > MOVED:
+        self._moved_for = self._moved_for + len(seen.labels) if own.moved > MOVED else 0
+        if self._moved_for >= MOVED_FOR:
             self._not_before_s = 0.0
         self.trust, self._domain = own.trusted(), own.domain
         return seen._replace(arrived=True)
