@@ -292,11 +292,9 @@ def test_close_is_prompt_and_leaves_no_thread(
 def test_a_look_that_has_just_moved_may_be_another_world_and_is_not_measured_yet(
     resting: Any, clean: Uint8Array
 ) -> None:
-    """While the thread measures, nobody would notice."""
-    before, darker = show(resting, clean, 20), (clean * 0.9).astype(np.uint8)
-    now_s, paused = resting.now_s, []
+    before, now_s, paused = show(resting, clean, 20), resting.now_s, []
     for _ in range(4):
-        show(resting, darker, 1, batch=8)
+        show(resting, (clean * 0.9).astype(np.uint8), 1, batch=8)
         paused.append(resting._follower._not_before_s > now_s)
     assert paused[:2] == [True, True], "sixteen pictures are not enough to be sure of the last sixteen"
     assert resting.status()["stats_revision"] == before + 1

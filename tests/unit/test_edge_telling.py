@@ -126,7 +126,8 @@ def test_a_long_stretch_of_one_look_is_answered_as_trained_if_the_model_knows_it
     assert not asked.as_trained()
     asked.show(*scenes(256, 5, dark=1.0), batch)
     assert asked.as_trained() is known
-    assert (asked.own.trusted() == 0) is known, "then nothing is sent, either"
+    assert (asked.own.trusted() == 0) is known
+    assert (asked.own.domain == 0) is known, "nothing is to be learned there"
 
 
 def test_weights_of_the_cloud_are_left_alone_in_a_look_that_the_model_knows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,13 +142,23 @@ def test_weights_of_the_cloud_are_left_alone_in_a_look_that_the_model_knows(monk
 def test_a_known_look_that_comes_back_is_known_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Asked(trained(0.5), monkeypatch)
     asked.show(*scenes(704, 4, dark=1.0), 32)
-    domain = asked.own.domain
+    assert asked.as_trained()
     asked.show(*scenes(64, 5, dark=0.0), 32)
-    assert asked.own.domain != domain
     assert not asked.as_trained()
     asked.show(*scenes(32, 6, dark=1.0), 32)
-    assert asked.own.domain == domain
     assert asked.as_trained()
+
+
+def test_in_a_look_that_comes_back_the_question_is_put_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Asked(trained(0.0), monkeypatch)
+    monkeypatch.setattr(mixed, "knows", lambda *_: True)
+    asked.show(*scenes(1216, 4, dark=1.0), 64)
+    asked.show(*scenes(64, 5, dark=0.0), 64)
+    asked.show(*scenes(64, 6, dark=1.0), 64)
+    assert asked.as_trained()
+    monkeypatch.setattr(mixed, "knows", telling.knows)
+    asked.show(*scenes(576, 7, dark=1.0), 64)
+    assert not asked.as_trained()
 
 
 def test_whether_a_look_is_known_is_asked_more_and_more_seldom(monkeypatch: pytest.MonkeyPatch) -> None:

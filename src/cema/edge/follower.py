@@ -91,7 +91,7 @@ class Follower:
 
     @property
     def domain(self) -> int:
-        """Of the present world; 0 while nothing is followed or looks alternate."""
+        """Of the present world; 0 while nothing is followed, looks alternate, or the model knows the world."""
         return self._domain if self._updater.following and self._updater.follows(self._own) else 0
 
     @property

@@ -67,8 +67,9 @@ class MixedStatistics:
 
     @property
     def domain(self) -> int:
-        """Number of the present world; 0 while looks alternate."""
-        return self._one.domain if self.mixture is None else 0
+        """Number of the present world; 0 where nothing is to be learned: while looks alternate, and where the model
+        knows the world."""
+        return self._one.domain if self.mixture is None and not self._one.known else 0
 
     @property
     def looks(self) -> int:
@@ -86,7 +87,7 @@ class MixedStatistics:
         return self._one.moved if self.mixture is None else 0.0
 
     def trusted(self) -> float:
-        """0..1 by how far the stream is from the source; 1 before the first look."""
+        """See ``LocalStatistics.trusted``: the most of all looks."""
         return max(own.trusted() for own in self._now[1])
 
     def arrive(self, images_BHWC: Uint8Array) -> bool:
@@ -130,8 +131,6 @@ class MixedStatistics:
         if self._since >= self._wait and len(self._looks) >= self.settings.least:
             self._describe(weights, domain)
         if self.mixture is None and self._one.remembered():
-            if self._one.unjudged:
-                self._one.judge(knows(self._measuring, self._one, weights, domain))
             self._measure(self._one, weights, domain)
         for part in sorted(self._due):
             self._measure(self._now[1][part], weights, domain)
@@ -149,6 +148,8 @@ class MixedStatistics:
 
     def _measure(self, own: LocalStatistics, weights: NormParameters, domain: int | None) -> None:
         own.refresh(weights, domain)
+        if own is self._one and own.unjudged:
+            own.judge(knows(self._measuring, own, weights, domain))
         self.revision += 1
         own.revision = self.revision
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cema.edge.measuring import moments_of
 from cema.edge.worlds import Moments
 from cema.types import Float32Array, NormParameters
 from cema.wire.bundle import MeasuredLayer
@@ -29,6 +30,22 @@ def prior(source: Moments, pool: Moments | None, share: float, weight: float) ->
         for known, pooled in zip(source, pool, strict=True)
     )
     return mean_C, var_C
+
+
+def taken_in(
+    pool: Sequence[Moments], measured: Sequence[tuple[Float32Array, Float32Array]], weight: float
+) -> tuple[list[Moments], list[Float32Array]]:
+    """The pool, moved by this weight to what was measured (to all of it while there is none), and the squared relative
+    error [C] of each layer's variance by that. measured: of each layer, see ``cema.edge.measuring.Moments``."""
+    moved, errors = [], []
+    for index, (first_BC, second_BC) in enumerate(measured):
+        mean_C, var_C, error_C = moments_of(first_BC, second_BC)
+        if pool:
+            old_mean_C, old_var_C = pool[index]
+            mean_C, var_C = old_mean_C + weight * (mean_C - old_mean_C), old_var_C + weight * (var_C - old_var_C)
+        moved.append((mean_C, var_C))
+        errors.append(error_C * np.float32(weight))
+    return moved, errors
 
 
 def blended(

@@ -22,10 +22,10 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from cema.edge.measuring import Measured, MeasuringSession, moments_of, statistics_of
+from cema.edge.measuring import Measured, MeasuringSession, statistics_of
 from cema.edge.memory import STYLES, ClassMemory, Labelled, pixel_style
-from cema.edge.pooled import blended, prior
-from cema.edge.worlds import LeftWorlds, Moments, World, apart
+from cema.edge.pooled import blended, prior, taken_in
+from cema.edge.worlds import LeftWorlds, World, apart
 from cema.types import Float32Array, NormParameters, Uint8Array
 from cema.wire.blend import BLEND, BlendSettings, diversity, log_ratio, shares, shift_size, trust
 
@@ -43,7 +43,8 @@ class StatisticsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     measurement, pixels_max: and their pixels, which bounds its memory. worlds, aside_bytes: how many that were left are
     remembered, and their pictures, besides the last. known: nats per picture that the model must tell more by the
     source's statistics for a world to be one that it knows (``cema.edge.telling``); judge: pictures of it after which
-    that is asked, and again each time twice as many have been seen; stake: trust from which on it matters enough.
+    that is asked, and again each time twice as many have been seen, judge_max more at most; stake: trust from which on
+    it matters enough.
     """
 
     memory: Count = 96
@@ -61,6 +62,7 @@ class StatisticsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     aside_bytes: Count = 1 << 24
     known: Annotated[float, Meta(ge=0)] = 0.05
     judge: Count = 512
+    judge_max: Count = 8192
     stake: Annotated[float, Meta(ge=0, le=1)] = 0.33
 
 
@@ -114,6 +116,11 @@ class LocalStatistics:
         return self._now.domain
 
     @property
+    def known(self) -> bool:
+        """Whether the model does better in this world as it was trained."""
+        return self._now.known
+
+    @property
     def shift(self) -> float | None:
         """How far the early layers' variances are from the source's; None before the first look at a world."""
         return self._now.shift
@@ -163,7 +170,7 @@ class LocalStatistics:
         before, since = replace(now), now.since
         measured = self._look(self.followed(weights, domain))
         if now.left is None and before.rounds > len(measured) and before.unlike(measured) > self.settings.anew:
-            now.begin_anew(max(since, self.settings.least))
+            now.begin_anew(max(since, self.settings.least), self.settings.judge)
             self._look(self.followed(weights, domain))
         elif now.left is not None and now.seen >= self.settings.measured:
             left, now.left = now.left, None
@@ -200,12 +207,13 @@ class LocalStatistics:
     @property
     def unjudged(self) -> bool:
         """Whether enough has been seen to ask, once more, if the model knows this world."""
-        now = self._now
-        return self._trust() > self.settings.stake and now.seen >= max(2 * now.judged, self.settings.judge)
+        now, s = self._now, self.settings
+        return (now.known or self._trust() > s.stake) and now.seen >= now.judge_at
 
     def judge(self, known: bool) -> None:
         """Whether it does."""
-        self._now.known, self._now.judged = known, self._now.seen
+        now = self._now
+        now.known, now.judge_at = known, now.seen + min(now.seen, self.settings.judge_max)
 
     def _trust(self) -> float:
         return 1.0 if self._now.shift is None else trust(self._now.shift, self._blend_by)
@@ -226,8 +234,8 @@ class LocalStatistics:
 
     def _new_world(self, statistics: NormParameters) -> World:
         """statistics: to predict with until the first measurement."""
-        domain = int(self._rng.integers(1, DOMAINS))
-        return World(domain, ClassMemory(self.settings.memory, self._classes), statistics, self.settings.period)
+        domain, s = int(self._rng.integers(1, DOMAINS)), self.settings
+        return World(domain, ClassMemory(s.memory, self._classes), statistics, s.period, judge_at=s.judge)
 
     def _leave(self) -> None:
         """Put this world aside, if enough of it is known to recognise it, and begin a new one."""
@@ -247,7 +255,7 @@ class LocalStatistics:
         known = self._left.like(np.array(self._window), s.again) if is_young else None
         if known is None:
             return False
-        self._now = known.again(s.period)
+        self._now = known.again(s.period, s.judge)
         return True
 
     def _has_changed(self) -> bool:
@@ -280,17 +288,9 @@ class LocalStatistics:
             source, pooled = (self._source[layer.mean], self._source[layer.var]), now.pool[index] if now.pool else None
             given[layer.mean], given[layer.var] = prior(source, pooled, float(share_L[index]), weight)
         measured = self._measuring.measure(pictures, given, share_L * np.float32(weight))
-        pool: list[Moments] = []
-        ratios, noises = [], []
-        for index, (first_BC, second_BC) in enumerate(measured.layers):
-            mean_C, var_C, noise_C = moments_of(first_BC, second_BC)
-            if now.pool:
-                old_mean_C, old_var_C = now.pool[index]
-                mean_C, var_C = old_mean_C + weight * (mean_C - old_mean_C), old_var_C + weight * (var_C - old_var_C)
-            pool.append((mean_C, var_C))
-            ratios.append(log_ratio(var_C, self._source[self._layers[index].var]))
-            noises.append(noise_C * np.float32(weight))
-        now.shift = shift_size(ratios, noises)
+        pool, noises = taken_in(now.pool, measured.layers, weight)
+        variances = zip(pool, self._layers, strict=True)
+        now.shift = shift_size([log_ratio(var_C, self._source[layer.var]) for (_, var_C), layer in variances], noises)
         if keep:
             now.pool = pool
             now.rounds += 1
