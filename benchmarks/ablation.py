@@ -151,9 +151,9 @@ PARTS = {
 RATES = (0.01, 0.03, 0.1, 0.25, 0.5, 1.0)
 """Samples per picture at full trust: the curve of accuracy against bytes."""
 FEW = 256
-"""Pictures of each condition, a tenth of what other tables have."""
+"""Pictures of each condition, an eighth of what other tables have."""
 PALE = ("fog", "clean", "frost")
-"""Conditions in a row whose pictures look much the same by the numbers of ``pixel_style``."""
+"""Conditions in a row: by the numbers of ``pixel_style`` frost looks much the same as clean pictures."""
 BEYOND = (0.5, 1.0)
 """Shares of all pictures sent whatever their entropy and the trust: the end of the curve, beyond the filters."""
 

@@ -134,7 +134,7 @@ def test_weights_of_the_cloud_are_left_alone_in_a_look_that_the_model_knows(monk
     asked = Asked(trained(0.5), monkeypatch)
     asked.show(*scenes(704, 4, dark=1.0), 32)
     trained_there = {name: value * 2 for name, value in asked.source.items()}
-    for domain in (None, asked.own.domain):
+    for domain in (None, asked.own._one.domain):
         _, ((_, used),) = asked.own.in_use(trained_there, domain)
         assert all(np.array_equal(value, used[name]) for name, value in asked.source.items())
 
