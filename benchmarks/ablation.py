@@ -89,11 +89,6 @@ WORLDS: dict[str, Options] = {
     "never anew": {"statistics.anew": 1e9},
     "anew x 3": {"statistics.anew": 12.0},
     "anew / 3": {"statistics.anew": 1.33},
-    "known x 3": {"statistics.known": 0.15},
-    "known / 3": {"statistics.known": 0.017},
-    "judge / 3": {"statistics.judge": 171},
-    "stake x 3": {"statistics.stake": 0.99},
-    "stake / 3": {"statistics.stake": 0.11},
     "unlike x 3": {"statistics.unlike": 6.0},
     "unlike / 3": {"statistics.unlike": 0.67},
 }

@@ -219,10 +219,7 @@ def test_looks_that_come_in_stretches_from_now_on_are_worlds_again(measuring: Me
     assert live(own, np.concatenate(stretches))[-1] == 1
 
 
-def test_black_pictures_now_and_then_leave_one_look(
-    measuring: MeasuringSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cema.edge.mixed.knows", lambda *_: False)  # what an untrained network tells is chance
+def test_black_pictures_now_and_then_leave_one_look(measuring: MeasuringSession) -> None:
     own, images = statistics(measuring), day(1024, 0)
     images[::33] = 0
     assert set(live(own, images)) == {1}

@@ -1,5 +1,4 @@
-"""Looks that are new to the model get statistics of their own, those that it was trained on do not: in turns, and in
-long stretches."""
+"""Looks that alternate: new ones get statistics of their own, those that the model was trained on do not."""
 
 from __future__ import annotations
 
@@ -16,7 +15,6 @@ from cema.edge import mixed, telling
 from cema.edge.measuring import MeasuringSession
 from cema.edge.mixed import MixedStatistics
 from cema.edge.session import EdgeSession
-from cema.edge.statistics import StatisticsSettings
 from cema.types import Uint8Array
 from cema.wire.messages import Preprocess
 from cema.wire.preprocess import preprocess
@@ -63,12 +61,10 @@ def right(measuring: MeasuringSession, images: Uint8Array, class_N: np.ndarray) 
 
 
 class Asked:
-    """A device's statistics, shown pictures; when it was asked whether looks shall have statistics of their own.
+    """A device's statistics, shown pictures; when it was asked whether looks shall have statistics of their own."""
 
-    known: these classes are so easy that following a known look costs less than what counts among real ones."""
-
-    def __init__(self, measuring: MeasuringSession, monkeypatch: pytest.MonkeyPatch, known: float = 0.0) -> None:
-        self.own = MixedStatistics(measuring, len(CLASSES), np.random.default_rng(0), StatisticsSettings(known=known))
+    def __init__(self, measuring: MeasuringSession, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.own = MixedStatistics(measuring, len(CLASSES), np.random.default_rng(0))
         self.source = measuring.bundle.source_parameters()
         self.answers: list[tuple[int, bool]] = []
         self.shown = 0
@@ -87,11 +83,6 @@ class Asked:
             self.shown += len(part)
             if self.own.take_in(part, class_N[start : start + batch].tolist()) != "no":
                 self.own.refresh(self.source, None)
-
-    def as_trained(self) -> bool:
-        """Whether the source's parameters are in use."""
-        _, ((_, used),) = self.own.in_use(self.source, None)
-        return all(np.array_equal(value, used[name]) for name, value in self.source.items())
 
 
 @pytest.mark.parametrize(("trained_on", "several"), [(0.5, False), (0.0, True)], ids=["known looks", "new looks"])
@@ -113,81 +104,3 @@ def test_looks_that_were_refused_are_asked_about_more_and_more_seldom(monkeypatc
     waits = np.diff([at for at, _ in asked.answers])
     assert len(waits) >= 2
     assert (waits[1:] >= 2 * waits[:-1]).all()
-
-
-@pytest.mark.parametrize(("trained_on", "known"), [(0.5, True), (0.0, False)], ids=["known look", "new look"])
-@pytest.mark.parametrize("batch", [1, 8, 64])
-def test_a_long_stretch_of_one_look_is_answered_as_trained_if_the_model_knows_it(
-    trained_on: float, known: bool, batch: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = Asked(trained(trained_on), monkeypatch)
-    asked.show(*scenes(448, 4, dark=1.0), batch)
-    assert asked.own.trusted() > 0.2
-    assert not asked.as_trained()
-    asked.show(*scenes(256, 5, dark=1.0), batch)
-    assert asked.as_trained() is known
-    assert (asked.own.trusted() == 0) is known
-    assert (asked.own.domain == 0) is known, "nothing is to be learned there"
-
-
-def test_weights_of_the_cloud_are_left_alone_in_a_look_that_the_model_knows(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = Asked(trained(0.5), monkeypatch)
-    asked.show(*scenes(704, 4, dark=1.0), 32)
-    trained_there = {name: value * 2 for name, value in asked.source.items()}
-    for domain in (None, asked.own._one.domain):
-        _, ((_, used),) = asked.own.in_use(trained_there, domain)
-        assert all(np.array_equal(value, used[name]) for name, value in asked.source.items())
-
-
-def test_a_known_look_that_comes_back_is_known_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = Asked(trained(0.5), monkeypatch)
-    asked.show(*scenes(704, 4, dark=1.0), 32)
-    assert asked.as_trained()
-    asked.show(*scenes(64, 5, dark=0.0), 32)
-    assert not asked.as_trained()
-    asked.show(*scenes(32, 6, dark=1.0), 32)
-    assert asked.as_trained()
-
-
-def test_in_a_look_that_comes_back_the_question_is_put_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = Asked(trained(0.0), monkeypatch)
-    monkeypatch.setattr(mixed, "knows", lambda *_: True)
-    asked.show(*scenes(1216, 4, dark=1.0), 64)
-    asked.show(*scenes(64, 5, dark=0.0), 64)
-    asked.show(*scenes(64, 6, dark=1.0), 64)
-    assert asked.as_trained()
-    monkeypatch.setattr(mixed, "knows", telling.knows)
-    asked.show(*scenes(576, 7, dark=1.0), 64)
-    assert not asked.as_trained()
-
-
-def test_whether_a_look_is_known_is_asked_more_and_more_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, at = Asked(trained(0.0), monkeypatch), []
-
-    def knows(*given: Any) -> bool:
-        at.append(asked.shown)
-        return telling.knows(*given)
-
-    monkeypatch.setattr(mixed, "knows", knows)
-    asked.show(*scenes(2304, 4, dark=1.0), 64)
-    assert at == [576, 1216], "at the measurements after 512, and after twice what had been seen then"
-
-
-def test_where_little_is_at_stake_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = Asked(trained(0.0), monkeypatch)
-    monkeypatch.setattr(mixed, "knows", lambda *_: pytest.fail("asked"))
-    asked.show(*scenes(1024, 4, dark=0.0), 64)
-    assert asked.own.trusted() < StatisticsSettings().stake
-
-
-def test_a_look_that_was_wrongly_thought_known_is_followed_after_the_next_question(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked = Asked(trained(0.0), monkeypatch)
-    monkeypatch.setattr(mixed, "knows", lambda *_: True)
-    asked.show(*scenes(640, 4, dark=1.0), 64)
-    assert asked.as_trained()
-    monkeypatch.setattr(mixed, "knows", telling.knows)
-    asked.show(*scenes(1024, 5, dark=1.0), 64)
-    assert not asked.as_trained()
-    assert asked.own.trusted() > 0.2

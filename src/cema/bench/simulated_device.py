@@ -144,7 +144,7 @@ class Device:
             given_BK, answer_BK = self._answer(fitted_BHWC)
         self.classes.take_in(given_BK, answer_BK.argmax(axis=1).tolist())
         if isinstance(self.selector, FollowsStream):
-            silent = self.classes.narrow or own.domain == 0
+            silent = self.classes.narrow or own.mixture is not None
             self.selector.follow(own.trusted(), changed, silent)
         return answer_BK
 

@@ -24,7 +24,7 @@ from cema.edge.measuring import MeasuringSession
 from cema.edge.mixed import MixedStatistics
 from cema.edge.selection import entropy
 from cema.edge.session import Answers
-from cema.edge.statistics import Due
+from cema.edge.statistics import Due, StatisticsSettings
 from cema.edge.updater import Updater
 from cema.errors import CemaError
 from cema.types import Float32Array, Uint8Array
@@ -39,9 +39,9 @@ often."""
 MOVED = 0.8
 """Standard deviations of one picture, from which on a look rests no longer and measurements are due whatever their
 share of the time (``statistics.duty``): no other world yet, but 3.2 standard errors of the mean of sixteen."""
-MOVED_FOR = 16
-"""Pictures for which it must have, as many as stand for the present look: by then another world has been noticed, of
-which nothing would be seen while the thread measures."""
+MOVED_FOR = StatisticsSettings().window
+"""Pictures for which it must have: by then another world has been noticed, of which nothing would be seen while the
+thread measures."""
 PATIENCE_S = 0.5
 """How long it waits for them."""
 
@@ -91,7 +91,7 @@ class Follower:
 
     @property
     def domain(self) -> int:
-        """Of the present world; 0 while nothing is followed, looks alternate, or the model knows the world."""
+        """Of the present world; 0 while nothing is followed or looks alternate."""
         return self._domain if self._updater.following and self._updater.follows(self._own) else 0
 
     @property

@@ -21,7 +21,7 @@ from cema.edge.measuring import MeasuringSession
 from cema.edge.memory import Labelled, pixel_style
 from cema.edge.mixture import Float64Array, Mixture, MixtureSettings, in_turns, look_of, single
 from cema.edge.statistics import Due, LocalStatistics, StatisticsSettings
-from cema.edge.telling import knows, told_more
+from cema.edge.telling import told_more
 from cema.types import NormParameters, Uint8Array
 from cema.wire.blend import BLEND, BlendSettings
 
@@ -67,9 +67,8 @@ class MixedStatistics:
 
     @property
     def domain(self) -> int:
-        """Number of the present world; 0 where nothing is to be learned: while looks alternate, and where the model
-        knows the world."""
-        return self._one.domain if self.mixture is None and not self._one.known else 0
+        """Number of the present world; 0 while looks alternate."""
+        return self._one.domain if self.mixture is None else 0
 
     @property
     def looks(self) -> int:
@@ -87,7 +86,7 @@ class MixedStatistics:
         return self._one.moved if self.mixture is None else 0.0
 
     def trusted(self) -> float:
-        """See ``LocalStatistics.trusted``: the most of all looks."""
+        """0..1 by how far the stream is from the source; 1 before the first look."""
         return max(own.trusted() for own in self._now[1])
 
     def arrive(self, images_BHWC: Uint8Array) -> bool:
@@ -148,8 +147,6 @@ class MixedStatistics:
 
     def _measure(self, own: LocalStatistics, weights: NormParameters, domain: int | None) -> None:
         own.refresh(weights, domain)
-        if own is self._one and own.unjudged:
-            own.judge(knows(self._measuring, own, weights, domain))
         self.revision += 1
         own.revision = self.revision
 

@@ -41,10 +41,7 @@ class StatisticsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     without which neither is judged. anew: how unlike a measurement must be to all before for them to count no longer.
     period, period_max: pictures between two measurements, at first and in the long run. measured: pictures of one
     measurement, pixels_max: and their pixels, which bounds its memory. worlds, aside_bytes: how many that were left are
-    remembered, and their pictures, besides the last. known: nats per picture that the model must tell more by the
-    source's statistics for a world to be one that it knows (``cema.edge.telling``); judge: pictures of it after which
-    that is asked, and again each time twice as many have been seen, judge_max more at most; stake: trust from which on
-    it matters enough.
+    remembered, and their pictures, besides the last.
     """
 
     memory: Count = 96
@@ -60,10 +57,6 @@ class StatisticsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     pixels_max: Count = 8 * 224 * 224
     worlds: Annotated[int, Meta(ge=0, le=64)] = 8
     aside_bytes: Count = 1 << 24
-    known: Annotated[float, Meta(ge=0)] = 0.05
-    judge: Count = 512
-    judge_max: Count = 8192
-    stake: Annotated[float, Meta(ge=0, le=1)] = 0.33
 
 
 DOMAINS = 1 << 53
@@ -96,8 +89,7 @@ class LocalStatistics:
         self.revision = 0
         self.moved = 0.0  # the look of the latest pictures from the memory's, in standard deviations of one
         self._left = LeftWorlds(s.worlds, s.aside_bytes)
-        self._source_statistics = statistics_of(self._source, self._layers)
-        self._now = self._new_world(self._source_statistics)
+        self._now = self._new_world(statistics_of(self._source, self._layers))
 
     def arrive(self, images_BHWC: Uint8Array) -> bool:
         """Look at pictures that are about to be predicted; True if this is another world than that of the last ones."""
@@ -116,11 +108,6 @@ class LocalStatistics:
         return self._now.domain
 
     @property
-    def known(self) -> bool:
-        """Whether the model does better in this world as it was trained."""
-        return self._now.known
-
-    @property
     def shift(self) -> float | None:
         """How far the early layers' variances are from the source's; None before the first look at a world."""
         return self._now.shift
@@ -128,7 +115,7 @@ class LocalStatistics:
     @property
     def latest(self) -> NormParameters:
         """Means and variances to predict with."""
-        return self._source_statistics if self._now.known else self._now.latest
+        return self._now.latest
 
     @property
     def settled(self) -> bool:
@@ -168,17 +155,17 @@ class LocalStatistics:
         that are still far from it."""
         now = self._now
         before, since = replace(now), now.since
-        measured = self._look(self.followed(weights, domain))
+        measured = self._look(self.in_use(weights, domain))
         if now.left is None and before.rounds > len(measured) and before.unlike(measured) > self.settings.anew:
-            now.begin_anew(max(since, self.settings.least), self.settings.judge)
-            self._look(self.followed(weights, domain))
+            now.begin_anew(max(since, self.settings.least))
+            self._look(self.in_use(weights, domain))
         elif now.left is not None and now.seen >= self.settings.measured:
             left, now.left = now.left, None
             if left.unlike(measured) > self.settings.unlike:
-                self._now = self._new_world(self.latest)
+                self._now = self._new_world(now.latest)
                 self._now.memory, self._now.seen = now.memory, now.seen
                 self._now.memory.keep_latest(now.seen)
-                self._look(self.followed(weights, domain))
+                self._look(self.in_use(weights, domain))
 
     def remembered(self) -> list[Labelled]:
         """The pictures of this world, oldest first."""
@@ -192,41 +179,23 @@ class LocalStatistics:
         self._now.memory.add(pictures, np.array([each.style for _, each in known]), [label for label, _ in known])
 
     def in_use(self, weights: NormParameters, domain: int | None) -> NormParameters:
-        """What to predict with: the source's in a world that the model knows, else what is followed."""
-        return dict(self._source) if self._now.known else self.followed(weights, domain)
-
-    def followed(self, weights: NormParameters, domain: int | None) -> NormParameters:
-        """The statistics of this world, and weights that were learned in this domain (None: in all), else the
-        source's."""
-        return {**(weights if domain in (None, self.domain) else self._source), **self._now.latest}
+        """What to predict with: the latest statistics, and weights that were learned in this domain (None: in all),
+        else the source's."""
+        return {**(weights if domain in (None, self.domain) else self._source), **self.latest}
 
     def trusted(self) -> float:
-        """0..1 by how far the stream is from the source; 1 before the first look, 0 in a world that the model knows."""
-        return 0.0 if self._now.known else self._trust()
-
-    @property
-    def unjudged(self) -> bool:
-        """Whether enough has been seen to ask, once more, if the model knows this world."""
-        now, s = self._now, self.settings
-        return (now.known or self._trust() > s.stake) and now.seen >= now.judge_at
-
-    def judge(self, known: bool) -> None:
-        """Whether it does."""
-        now = self._now
-        now.known, now.judge_at = known, now.seen + min(now.seen, self.settings.judge_max)
-
-    def _trust(self) -> float:
+        """0..1 by how far the stream is from the source; 1 before the first look."""
         return 1.0 if self._now.shift is None else trust(self._now.shift, self._blend_by)
 
     def _look(self, parameters: NormParameters) -> list[Measured]:
-        chunks, now, by = self.chunks(self.settings.measured), self._now, self._blend_by
+        chunks, now, by = self.chunks(), self._now, self._blend_by
         n, classes, depth = len(now.memory), self._classes, len(self._layers)
         shown = diversity(now.memory.counts(), classes, by)
         if now.shift is None:
             glimpse = self._measure(chunks[0], parameters, shares(n, 1.0, shown, depth, by), keep=False)
             _, counts = np.unique(glimpse.logits_BK.argmax(axis=1), return_counts=True)
             shown = max(shown, diversity(counts, classes, by))
-        shares_L = shares(n, self._trust(), shown, depth, by)
+        shares_L = shares(n, self.trusted(), shown, depth, by)
         measured = [self._measure(chunk, parameters, shares_L) for chunk in chunks]
         now.latest = blended(self._source, self._layers, now.pool, shares_L)
         now.since, now.period = 0, self._next_period()
@@ -234,8 +203,8 @@ class LocalStatistics:
 
     def _new_world(self, statistics: NormParameters) -> World:
         """statistics: to predict with until the first measurement."""
-        domain, s = int(self._rng.integers(1, DOMAINS)), self.settings
-        return World(domain, ClassMemory(s.memory, self._classes), statistics, s.period, judge_at=s.judge)
+        domain = int(self._rng.integers(1, DOMAINS))
+        return World(domain, ClassMemory(self.settings.memory, self._classes), statistics, self.settings.period)
 
     def _leave(self) -> None:
         """Put this world aside, if enough of it is known to recognise it, and begin a new one."""
@@ -246,7 +215,7 @@ class LocalStatistics:
             gone.memory.drop_latest(len(self._window) - len(self.styles_BS))  # on the border between the two
             gone.memory.thin(self.settings.measured)
             self._left.put(gone)
-        self._now = self._new_world(self.latest)
+        self._now = self._new_world(gone.latest)
 
     def _comes_back(self) -> bool:
         """Whether a world that has just begun is one that was left; that is the present one then."""
@@ -255,7 +224,7 @@ class LocalStatistics:
         known = self._left.like(np.array(self._window), s.again) if is_young else None
         if known is None:
             return False
-        self._now = known.again(s.period, s.judge)
+        self._now = known.again(s.period)
         return True
 
     def _has_changed(self) -> bool:
@@ -270,10 +239,10 @@ class LocalStatistics:
         s = self.settings
         return min(2 * self._now.period, s.period_max) if self.settled else s.period
 
-    def chunks(self, most: int) -> list[Uint8Array]:
-        """So many pictures of the memory, in parts that one forward may have."""
+    def chunks(self) -> list[Uint8Array]:
+        """The pictures of the memory that are measured, in parts that one forward may have."""
         s = self.settings
-        chosen = self._now.memory.pictures(most)
+        chosen = self._now.memory.pictures(s.measured)
         size = max(1, s.pixels_max // (chosen.shape[1] * chosen.shape[2]))
         return [chosen[start : start + size] for start in range(0, len(chosen), size)]
 

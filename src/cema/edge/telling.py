@@ -1,9 +1,8 @@
-"""Whether a look deserves statistics of its own: the model must tell more by them.
+"""Whether looks that are told apart deserve statistics of their own: the model must tell more by them.
 
-In: statistics that are followed, and those that would be used else. Out: nats per picture. A model that was trained on
-pale and on dark pictures has statistics of both together; either look alone, in turns with the other or for days, seems
-far from them, and following it would only do harm. By statistics of each such a model tells its pictures apart less
-well, one to which the looks are new does so better.
+In: common statistics, and those of each look. Out: nats per picture. A model that was trained on pale and on dark
+pictures has statistics of both together; either look alone seems far from them, and following it would only do harm.
+By statistics of each such a model tells its pictures apart less well, one to which the looks are new does so better.
 
 What answers tell is their mutual information with the pictures: sure of each one, and not of the same class for all
 (what adaptation without labels maximises: SHOT, Liang et al., ICML 2020).
@@ -21,15 +20,6 @@ from cema.edge.statistics import LocalStatistics
 from cema.types import NormParameters, Uint8Array
 
 
-def knows(measuring: MeasuringSession, world: LocalStatistics, weights: NormParameters, domain: int | None) -> bool:
-    """Whether the model tells the remembered pictures of a world apart better as it was trained than by what is
-    followed there, with weights that were learned in this domain (None: in all). Raises BundleError."""
-    pictures = world.chunks(world.settings.memory)
-    source = _told(measuring, measuring.bundle.source_parameters(), pictures)
-    followed = _told(measuring, world.followed(weights, domain), pictures)
-    return source - followed > world.settings.known * sum(map(len, pictures))
-
-
 def told_more(
     measuring: MeasuringSession,
     common: LocalStatistics,
@@ -41,7 +31,7 @@ def told_more(
     the common ones; all by the same weights (learned in this domain; None: in all). Raises BundleError."""
     gain, count = 0.0, 0
     for part in parts:
-        own, pictures = part.in_use(weights, domain), part.chunks(part.settings.measured)
+        own, pictures = part.in_use(weights, domain), part.chunks()
         gain += _told(measuring, own, pictures) - _told(measuring, {**own, **common.latest}, pictures)
         count += sum(map(len, pictures))
     return gain / max(count, 1)

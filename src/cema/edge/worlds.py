@@ -32,9 +32,8 @@ class World:
     """domain: its number. memory: pictures of it. latest: mean and variance of every batch norm, by name. pool:
     measured (mean [C], variance [C]) of each layer, shift: how far the early ones' variances are from the source's,
     None before the first look. rounds: measurements; error: of the pool, squared, in those of one picture. seen, since:
-    pictures since the stream came here, and since the last measurement, of which there is one each ``period``. known:
-    whether the model does better here as it was trained, asked next once ``judge_at`` have been seen. left: as it was
-    when the stream left it, while it is not confirmed that this is the same world."""
+    pictures since the stream came here, and since the last measurement, of which there is one each ``period``. left: as
+    it was when the stream left it, while it is not confirmed that this is the same world."""
 
     domain: int
     memory: ClassMemory
@@ -46,19 +45,16 @@ class World:
     error: float = 0.0
     seen: int = 0
     since: int = 0
-    known: bool = False
-    judge_at: int = 0
     left: World | None = None
 
-    def again(self, period: int, judge: int) -> World:
+    def again(self, period: int) -> World:
         """The same world, to which the stream has just come back."""
-        return replace(self, memory=self.memory.copy(), period=period, seen=0, since=0, judge_at=judge, left=self)
+        return replace(self, memory=self.memory.copy(), period=period, seen=0, since=0, left=self)
 
-    def begin_anew(self, pictures: int, judge: int) -> None:
+    def begin_anew(self, pictures: int) -> None:
         """Forget what was measured, and all but the latest pictures."""
         self.memory.keep_latest(pictures)
         self.pool, self.shift, self.rounds, self.error = [], None, 0, 0.0
-        self.known, self.judge_at = False, self.seen + judge
 
     def unlike(self, measured: Sequence[Measured]) -> float:
         """See the function of that name. measured: one measurement, in parts."""
