@@ -82,7 +82,7 @@ CLOUD: dict[str, Options] = {
 """Of ``cema``."""
 WORLDS: dict[str, Options] = {
     "as it is": {},
-    "none remembered": {"statistics.worlds": 0},
+    "the last alone remembered": {"statistics.worlds": 0},
     "worlds / 3": {"statistics.worlds": 3},
     "again x 3": {"statistics.again": 3.0},
     "again / 3": {"statistics.again": 0.33},
@@ -173,7 +173,7 @@ def parts(seeds: tuple[int, ...]) -> Iterator[Spec]:
 
 def changes(seeds: tuple[int, ...]) -> Iterator[Spec]:
     """With and without noticing that the world has changed: the four corruptions and clean pictures in a row; and
-    milder ones of which only a few pictures come, so that most go unnoticed but by what is measured."""
+    milder ones, of CIFAR-10 only a few pictures each, so that most go unnoticed but by what is measured."""
     row = ("gaussian_noise", "contrast", "clean", "gaussian_blur", "jpeg_compression")
     for options in (OFFLINE["as it is"], OFFLINE["no change is noticed"]):
         for method in ("cema-offline", "cema"):

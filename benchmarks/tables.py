@@ -11,8 +11,9 @@
     python benchmarks/tables.py method-imagenet method-imagenet-parts --data DIR
 
 The CIFAR tables share their streams: ``cema bench report`` puts their files together on one page. Rivals run with the
-numbers of results/tuning.json. Finished cells are kept in the cache folder: a table that was interrupted goes on,
-``--within 30`` stops after so many minutes, and ``--seeds 0`` leaves out the others. Written to results/NAME.json with
+numbers of results/tuning.json. Finished cells are kept in the cache folder: a table that was interrupted goes on, by
+whatever code; ``--fresh`` runs all of it again. ``--within 30`` stops after so many minutes, and ``--seeds 0`` leaves
+out the others. Written to results/NAME.json with
 what is there so far; ``cema bench report`` makes the page.
 """
 
@@ -100,7 +101,7 @@ def _ordered(**changes: object) -> tuple[Spec, ...]:
 
 
 def _recurring() -> tuple[Spec, ...]:
-    """Conditions that come back: worlds that are remembered, and none."""
+    """Conditions that come back: worlds that are remembered, and the last one alone."""
     stream = {"setting": "recurring", "corruptions": FOUR, "seeds": SEEDS}
     methods = ("cema-offline", "cema")
     bare = {name: {"statistics.worlds": 0} for name in methods}
@@ -216,11 +217,12 @@ def main() -> None:
     parser.add_argument("names", nargs="+", choices=TABLES)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--within", type=float, default=24 * 60, help="minutes, for all tables together")
+    parser.add_argument("--fresh", action="store_true", help="also cells that are kept, of code of before perhaps")
     parser.add_argument("--seeds", type=lambda text: [*map(int, text.split(","))], default=SEEDS, help="of the table's")
     arguments = parser.parse_args()
     end_s = time.monotonic() + 60 * arguments.within
     for name in arguments.names:
-        _make(name, _with_seeds(TABLES[name], arguments.seeds), arguments.data, end_s)
+        _make(name, _with_seeds(TABLES[name], arguments.seeds), arguments, end_s)
 
 
 def _with_seeds(table: Table, seeds: Sequence[int]) -> Table:
@@ -228,22 +230,22 @@ def _with_seeds(table: Table, seeds: Sequence[int]) -> Table:
     return replace(table, specs=tuple(msgspec.structs.replace(spec, seeds=some) for spec, some in chosen if some))
 
 
-def _make(name: str, table: Table, data: Path, end_s: float) -> None:
-    started_at, rows, failures = datetime.now(UTC), [], []
+def _make(name: str, table: Table, arguments: argparse.Namespace, end_s: float) -> None:
+    began = provenance(["bench", "run", f"(benchmarks/tables.py {name})"], datetime.now(UTC))
+    rows, failures = [], []
     for spec in table.specs:
-        place = workplace(_with_options(spec, table.tuned), data, table.processes)
+        place = workplace(_with_options(spec, table.tuned), arguments.data, table.processes)
         finished = run(
             place,
             cells_folder("rows"),
-            resume=True,
+            resume=not arguments.fresh,
             processes=table.processes,
             watcher=Lines(),
             stop=lambda: time.monotonic() > end_s,
         )
         rows += finished.rows
         failures += finished.failures
-    results = Results(rows=rows, provenance=provenance(["bench", "run", f"(benchmarks/tables.py {name})"], started_at))
-    (RESULTS / f"{name}.json").write_bytes(encode_results(results))
+    (RESULTS / f"{name}.json").write_bytes(encode_results(Results(rows=rows, provenance=began)))
     print(f"{name}: {len(rows)} rows")
     for failure in failures:
         print(f"failed: {failure.cell.method}: {failure.message}", file=sys.stderr)

@@ -59,7 +59,7 @@ def configuration_page() -> str:
 Two TOML files: `device.toml` on each device, `cema.toml` in the cloud. Unknown keys and values out of range are errors
 that name the key. Relative paths are relative to the folder of the file that names them. Names of units are part of the
 keys: `_s` seconds, `_ms` milliseconds, `_bytes` bytes. A method's own numbers (learning rates, thresholds) are not here
-but at the top of the method's file; `options` of a group overrides them.
+but at the top of the method's file; `options` of a group overrides those of the cloud.
 
 {_file("device.toml", DeviceConfig)}
 {_file("cema.toml", ServeConfig)}"""

@@ -140,6 +140,19 @@ def test_pictures_that_have_arrived_are_taken_in_before_those_that_came_meanwhil
         assert [(len(seen.labels), seen.arrived) for seen in follower._waiting] == [(16, True), (32, False)]
 
 
+def test_what_waits_for_a_thread_that_measures_has_bounded_pixels(
+    start: Callable[..., EdgeAgent], pictures: Uint8Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, most = start(), 3 * pictures[:16].nbytes
+    monkeypatch.setattr("cema.edge.follower.WAITING_BYTES", most)
+    agent.predict(list(pictures[:16]))
+    with agent._follower._owner:
+        answered = [agent.predict(list(pictures[first : first + 16])) for first in range(0, 128, 16)]
+        assert [len(each) for each in answered] == [16] * 8
+        assert sum(seen.images_BHWC.nbytes for seen in agent._follower._waiting) <= most
+        assert len(agent._follower._waiting) >= 2
+
+
 def test_what_goes_wrong_while_pictures_are_followed_costs_no_answer(
     device: Any, start: Callable[..., EdgeAgent], pictures: Uint8Array, monkeypatch: pytest.MonkeyPatch
 ) -> None:

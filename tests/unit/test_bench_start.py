@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cema.bench.datasets import Dataset
-from cema.bench.grid import Cell, Spec, conditions
+from cema.bench.grid import DEVICE_PARTS, Cell, Spec, conditions, read_options
 from cema.bench.methods import METHODS
 from cema.bench.pairs import PairNames, load_pair, pair_names
 from cema.bench.provenance import provenance
@@ -122,3 +122,11 @@ def test_a_command_is_kept_without_the_places_of_this_machine() -> None:
     arguments = ["bench", "run", "--data", "/home/me/x", "--out=/home/me/y", "--option", "tent.lr=0.1", "--dataset=npz"]
     command = provenance(arguments, datetime.now(UTC)).command
     assert command == "cema bench run --data DIR --out=DIR --option tent.lr=0.1 --dataset=npz"
+
+
+def test_every_part_of_a_device_has_its_options() -> None:
+    numbers = ("statistics.memory", "blend.evidence", "classes.window", "pacing.start", "mixture.most")
+    options = read_options([f"cema.{number}=3" for number in numbers])
+    assert options == {"cema": dict.fromkeys(numbers, 3)}
+    check_method("cema", options["cema"], foundation=True)
+    assert {number.partition(".")[0] for number in numbers} == set(DEVICE_PARTS)

@@ -13,7 +13,7 @@ from cema.bench.corruptions import CLEAN, COMMON, EXTRA
 from cema.bench.link import LINKS, Link
 from cema.bench.methods import entry
 from cema.bench.own import code_digest
-from cema.bench.simulate import FPS
+from cema.bench.simulate import FPS, Own
 from cema.bench.streams import ALONE, SETTINGS, Condition, Indices, Shape, make_streams
 from cema.errors import ConfigError
 
@@ -22,8 +22,8 @@ _FORMAT = 1
 _GROUPS = {"all": COMMON, "extra": EXTRA}
 
 
-DEVICE_PARTS = ("statistics", "blend", "classes", "pacing")
-"""Of the numbers of a device that measures its own statistics (``cema.bench.simulate.Own``)."""
+DEVICE_PARTS = Own.__struct_fields__
+"""Of the numbers of a device that measures its own statistics."""
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

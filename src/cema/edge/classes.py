@@ -23,7 +23,7 @@ _UNIT_LEAST = 1e-100
 
 
 class ClassesSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The method's numbers, chosen on three corruptions of CIFAR-10 photographs (docs/method.md).
+    """The method's numbers, chosen on four corruptions of CIFAR-10 photographs (docs/method.md).
 
     window: latest answers that stand for the present. memory: pictures over which the long-run shares are kept;
     start: weight, in pictures, of the assumption at the start that all classes are equally frequent. narrow: the

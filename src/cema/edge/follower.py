@@ -31,8 +31,9 @@ from cema.types import Float32Array, Uint8Array
 
 log = logging.getLogger(__name__)
 WAITING_BATCHES = 32
-"""Batches that may wait for the thread; what comes beyond is left out of the statistics, which are of a sample
-anyway."""
+WAITING_BYTES = 1 << 26
+"""Batches that may wait for the thread, and their pixels; what comes beyond is left out of the statistics, which are
+of a sample anyway."""
 TOGETHER = 8
 """Pictures that the thread waits for: single ones would wake it, and take the interpreter from ``predict``, too
 often."""
@@ -78,7 +79,7 @@ class Follower:
         self._closed = self._due = self._failed = self._idle = False
         self._own: MixedStatistics | None = None
         self._fingerprint = ""
-        self._other_world = False
+        self._changes = self._changes_told = 0  # of the world
         self.trust, self._domain = 1.0, 0
         self._counting = threading.Lock()  # of the classes
         self._classes: RecentClasses | None = None
@@ -162,7 +163,8 @@ class Follower:
             return
         if len(seen.labels) == 1:  # a view of the caller's own picture; of several, the stack is ours
             seen = seen._replace(images_BHWC=seen.images_BHWC.copy())
-        if len(self._waiting) < WAITING_BATCHES:
+        held = sum(each.images_BHWC.nbytes for each in self._waiting.copy())
+        if len(self._waiting) < WAITING_BATCHES and held + seen.images_BHWC.nbytes <= WAITING_BYTES:
             self._waiting.append(seen)
 
     def wake(self) -> None:
@@ -173,7 +175,8 @@ class Follower:
 
     def take_change(self) -> bool:
         """Whether the world has changed since this was last asked."""
-        changed, self._other_world = self._other_world, False
+        changes = self._changes  # the thread may count another one meanwhile
+        changed, self._changes_told = changes > self._changes_told, changes
         return changed
 
     def step(self) -> None:
@@ -227,7 +230,7 @@ class Follower:
         own = self._own
         assert own is not None
         if own.arrive(seen.images_BHWC):
-            self._other_world, self._not_before_s = True, 0.0
+            self._changes, self._not_before_s = self._changes + 1, 0.0
             seen = self._seen_there(seen)
         self._moved_for = self._moved_for + len(seen.labels) if own.moved > MOVED else 0
         if self._moved_for >= MOVED_FOR:
@@ -267,7 +270,7 @@ class Follower:
             return False
         started_s, settled, alternated = self._clock(), own.settled, own.looks > 1
         own.refresh(*weights)
-        self._other_world |= alternated and own.looks == 1
+        self._changes += alternated and own.looks == 1
         self.trust, self._domain = own.trusted(), own.domain
         self._updater.renew()
         if settled:

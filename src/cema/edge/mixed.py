@@ -10,7 +10,6 @@ would learn from a mixture, by statistics that no device uses.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Sequence
 
@@ -194,11 +193,11 @@ class MixedStatistics:
         self._one.begin([], self._one.latest)  # its pictures are the components' now
 
     def _numbers(self, components: int, picture_bytes: int) -> StatisticsSettings:
-        """Of statistics of one look, in which no world changes: all components together may have as much memory as
-        worlds that were left, if that is enough for one measurement of each."""
+        """Of statistics of one look: all components together may have as much memory as worlds that were left, if that
+        is enough for one measurement of each."""
         s = self._statistics
         places = max(s.measured, min(s.memory, s.aside_bytes // (components * picture_bytes)))
-        return msgspec.structs.replace(s, memory=places, change=math.inf, worlds=0)
+        return msgspec.structs.replace(s, memory=places)
 
     def _component(
         self, pictures: Sequence[Labelled], until: NormParameters, numbers: StatisticsSettings

@@ -235,7 +235,7 @@ class LocalStatistics:
         return self.moved > self.settings.change
 
     def _next_period(self) -> int:
-        """Twice as long each time once the memory has filled: what follows tells little new."""
+        """Twice as long each time once the memory is half full: what follows tells little new."""
         s = self.settings
         return min(2 * self._now.period, s.period_max) if self.settled else s.period
 
