@@ -121,6 +121,15 @@ def test_looks_alternate_while_stretches_are_short(block: int, expected: bool) -
     assert alternates(kinds, SETTINGS) == expected
 
 
+def test_looks_that_alternated_before_the_world_changed_do_not_alternate() -> None:
+    """Bright and dark clean pictures, some of them like the noisy ones, and then noisy ones alone."""
+    before = np.random.default_rng(0).choice(3, size=128, p=(0.5, 0.38, 0.12))
+    assert alternates(before, SETTINGS)
+    assert not alternates(np.concatenate([before, np.full(128, 2)]), SETTINGS)
+    kinds = np.concatenate([before, np.random.default_rng(1).choice(3, size=128)])
+    assert alternates(kinds, SETTINGS), "these have changed, and go on in turns"
+
+
 def test_one_look_does_not_alternate() -> None:
     assert not alternates(np.zeros(64, np.int64), SETTINGS)
 
