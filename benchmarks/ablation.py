@@ -33,6 +33,8 @@ OFFLINE: dict[str, Options] = {
     "evidence / 3": {"blend.evidence": 2.7},
     "shift_half x 3": {"blend.shift_half": 0.09},
     "shift_half / 3": {"blend.shift_half": 0.01},
+    "shift_power x 3": {"blend.shift_power": 6.0},
+    "shift_power / 3": {"blend.shift_power": 0.67},
     "trust_least x 3": {"blend.trust_least": 0.75},
     "memory / 3": {"statistics.memory": 32},
     "memory x 3": {"statistics.memory": 288},
@@ -40,6 +42,7 @@ OFFLINE: dict[str, Options] = {
     "measured x 3": {"statistics.measured": 96},
     "period_max x 3": {"statistics.period_max": 384},
     "period and period_max / 2": {"statistics.period": 32, "statistics.period_max": 64},
+    "change x 3": {"statistics.change": 6.6},
     "change / 3": {"statistics.change": 0.73},
     "window x 3": {"statistics.window": 48},
     "least x 3": {"statistics.least": 24},
@@ -52,6 +55,8 @@ OFFLINE: dict[str, Options] = {
     "classes.start / 3": {"classes.start": 85.0},
     "classes.sigmas x 3": {"classes.sigmas": 9.0},
     "classes.sigmas / 3": {"classes.sigmas": 1.0},
+    "classes.rounds x 3": {"classes.rounds": 15},
+    "classes.rounds / 3": {"classes.rounds": 2},
 }
 """Of ``cema-offline``."""
 CLOUD: dict[str, Options] = {
@@ -78,6 +83,13 @@ CLOUD: dict[str, Options] = {
     "label_weight x 3": {"label_weight": 3.0},
     "random_share x 3": {"pacing.random_share": 0.3},
     "random_share / 3": {"pacing.random_share": 0.033},
+    "start / 3": {"pacing.start": 11.0},
+    "most x 3": {"pacing.most": 192.0},
+    "most / 3": {"pacing.most": 21.0},
+    "e_max_warmup x 3": {"pacing.e_max_warmup": 192},
+    "e_max_warmup / 3": {"pacing.e_max_warmup": 21},
+    "least_images x 3": {"least_images": 48},
+    "least_images / 3": {"least_images": 5},
 }
 """Of ``cema``."""
 WORLDS: dict[str, Options] = {
