@@ -13,8 +13,7 @@
 The CIFAR tables share their streams: ``cema bench report`` puts their files together on one page. Rivals run with the
 numbers of results/tuning.json. Finished cells are kept in the cache folder: a table that was interrupted goes on, by
 whatever code; ``--fresh`` runs all of it again. ``--within 30`` stops after so many minutes, and ``--seeds 0`` leaves
-out the others. Written to results/NAME.json with
-what is there so far; ``cema bench report`` makes the page.
+out the others. Written to results/NAME.json with what is there so far; ``cema bench report`` makes the page.
 """
 
 from __future__ import annotations

@@ -152,10 +152,10 @@ def in_turns(looks_NL: Float64Array, settings: MixtureSettings) -> Mixture:
 def alternates(labels_N: Labels, settings: MixtureSettings) -> bool:
     """Whether looks come in turns, and still do in the later half: before a change of the world those of one may have
     alternated, and some of them be like that of now."""
-    return all(_in_turns(part_N, settings) for part_N in (labels_N, labels_N[len(labels_N) // 2 :]))
+    return all(_neighbours_differ(part_N, settings) for part_N in (labels_N, labels_N[len(labels_N) // 2 :]))
 
 
-def _in_turns(labels_N: Labels, settings: MixtureSettings) -> bool:
+def _neighbours_differ(labels_N: Labels, settings: MixtureSettings) -> bool:
     """Whether several looks have their share, and neighbours are of different ones often enough, however the looks are
     put into two groups: after a change of the world, those of before and those of now may each be several."""
     kinds, counts = np.unique(labels_N, return_counts=True)
