@@ -62,8 +62,9 @@ class Pair:
 
 
 class Own(msgspec.Struct, frozen=True, kw_only=True):
-    """Numbers of devices that measure their own statistics."""
+    """Numbers of devices that measure their own statistics. selection: in the place of ``Plan.selection``."""
 
+    selection: SelectionConfig = SelectionConfig()
     statistics: StatisticsSettings = StatisticsSettings()
     blend: BlendSettings = BLEND
     classes: ClassesSettings = ClassesSettings()
@@ -153,7 +154,8 @@ class Simulator:
         if self.plan.selecting == "random":
             return RandomSelector(self.plan.selection, classes, rng)
         if self.plan.selecting == "paced":
-            return PacedSelector(self.plan.selection, classes, rng, self.plan.own.pacing if self.plan.own else None)
+            own = self.plan.own or Own()
+            return PacedSelector(own.selection, classes, rng, own.pacing)
         return Selector(self.plan.selection, classes)
 
     def _predict(self, device: Device, images_BHWC: Uint8Array) -> Answer:
