@@ -10,7 +10,7 @@ from cema.cloud.app import listen
 from cema.cloud.tls import tls_options
 from cema.config_files import device_token, load_device, load_serve
 from cema.edge.client import CloudClient
-from cema.edge.trust import trusted_key
+from cema.edge.verification import trusted_key
 from cema.errors import CemaError
 from hostile.case import Case, bounded, check_error, each
 from hostile.settings import DEVICES, FIELDS, SERVES, device

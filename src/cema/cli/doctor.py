@@ -128,7 +128,7 @@ def _device(path: Path) -> str:
 
 
 def _verification(path: Path) -> str:
-    from cema.edge.trust import trusted_key
+    from cema.edge.verification import trusted_key
 
     return "updates are verified (Ed25519)" if trusted_key(load_device(path)) else "updates are NOT verified"
 

@@ -33,9 +33,9 @@ from cema.edge.routing import Session
 from cema.edge.selection import BoolArray, FollowsStream, SampleSelector, Selector
 from cema.edge.session import Answers
 from cema.edge.slots import OUTBOX_FILE, StateFolder
-from cema.edge.trust import open_bundle, place_of, trusted_key
 from cema.edge.updater import Updater
 from cema.edge.uplink import Uplink
+from cema.edge.verification import open_bundle, place_of, trusted_key
 from cema.edge.writer import Captured
 from cema.errors import ConflictError, WireError
 from cema.types import Prediction, Uint8Array

@@ -13,7 +13,7 @@ import msgspec
 from cema.config import DeviceConfig
 from cema.edge.session import EdgeSession
 from cema.edge.slots import StateFolder, Stored
-from cema.edge.trust import check_manifest, open_bundle, trusted_key
+from cema.edge.verification import check_manifest, open_bundle, trusted_key
 from cema.errors import BaseMismatchError, ConfigError, ConflictError, NotFoundError, WireError
 from cema.wire.bundle import Bundle
 from cema.wire.messages import UpdateManifest

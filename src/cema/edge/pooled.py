@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from cema.edge.measuring import moments_of
-from cema.edge.worlds import Moments
+from cema.edge.worlds import LayerStatistics
 from cema.types import Float32Array, NormParameters
 from cema.wire.bundle import MeasuredLayer
 
 
-def prior(source: Moments, pool: Moments | None, share: float, weight: float) -> Moments:
+def prior(source: LayerStatistics, pool: LayerStatistics | None, share: float, weight: float) -> LayerStatistics:
     """What the graph must blend with a measurement m of one layer, by share * weight, so that out comes
 
     (1 - share) source + share ((1 - weight) pool + weight m)
@@ -33,8 +33,8 @@ def prior(source: Moments, pool: Moments | None, share: float, weight: float) ->
 
 
 def taken_in(
-    pool: Sequence[Moments], measured: Sequence[tuple[Float32Array, Float32Array]], weight: float
-) -> tuple[list[Moments], list[Float32Array]]:
+    pool: Sequence[LayerStatistics], measured: Sequence[tuple[Float32Array, Float32Array]], weight: float
+) -> tuple[list[LayerStatistics], list[Float32Array]]:
     """The pool, moved by this weight to what was measured (to all of it while there is none), and the squared relative
     error [C] of each layer's variance by that. measured: of each layer, see ``cema.edge.measuring.Moments``."""
     moved, errors = [], []
@@ -49,7 +49,7 @@ def taken_in(
 
 
 def blended(
-    source: NormParameters, layers: Sequence[MeasuredLayer], pool: Sequence[Moments], share_L: Float32Array
+    source: NormParameters, layers: Sequence[MeasuredLayer], pool: Sequence[LayerStatistics], share_L: Float32Array
 ) -> NormParameters:
     """Each layer's statistics: the source's, moved to the pool's by its share."""
     statistics: NormParameters = {}

@@ -18,7 +18,7 @@ from cema.edge.mixed import MixedStatistics
 from cema.edge.routing import Session, following_session
 from cema.edge.session import EdgeSession
 from cema.edge.slots import Adaptation, Owner, StateFolder
-from cema.edge.trust import check_manifest, open_bundle, place_of, trusted_key
+from cema.edge.verification import check_manifest, open_bundle, place_of, trusted_key
 from cema.errors import BaseMismatchError, BundleError, CemaError, StorageError, UpdateContentError, UpdateError
 from cema.types import NormParameters
 from cema.wire.bundle import Bundle

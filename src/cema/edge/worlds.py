@@ -20,7 +20,8 @@ from cema.wire.blend import early, log_ratio
 SCENE_SD = 0.05
 """What pictures of a scene that never moves still differ by, in the units of ``pixel_style``: else one odd one among
 them would be another world."""
-Moments = tuple[Float32Array, Float32Array]
+LayerStatistics = tuple[Float32Array, Float32Array]
+"""Mean and variance of one layer, float32 [C] each."""
 UNLIKE_MOST = 20.0
 """What one channel counts for at most in ``unlike``: a dead one that wakes up says little about all others."""
 LEAST_ERROR = 0.0025
@@ -39,7 +40,7 @@ class World:
     memory: ClassMemory
     latest: NormParameters
     period: int
-    pool: list[Moments] = field(default_factory=list)
+    pool: list[LayerStatistics] = field(default_factory=list)
     shift: float | None = None
     rounds: int = 0
     error: float = 0.0
