@@ -37,7 +37,7 @@ class SelectionConfig(Section, frozen=True, kw_only=True):
 
     enabled: bool = True  # false = every sample is sent
     e_max: Fraction = 0.4  # upper bound at the start, fraction of ln C (EATA, CEMA: 0.4)
-    e_min: Fraction = 0.02  # lower bound, fraction of ln C (CEMA: 0.02)
+    e_min: Fraction = 0.02  # lower bound, fraction of ln C (CEMA: 0.02); method cema has its own
     e_max_lambda: Annotated[float, Meta(gt=0, le=10)] = 1.0  # lambda of Eq. 2 (paper: 1.0)
     e_max_warmup_samples: Annotated[int, Meta(ge=0)] = 256  # images before the bound moves; cema has its own
     dynamic: bool = True  # whether Eq. 2 moves the bound at all

@@ -125,14 +125,7 @@ def test_a_command_is_kept_without_the_places_of_this_machine() -> None:
 
 
 def test_every_part_of_a_device_has_its_options() -> None:
-    numbers = (
-        "selection.e_max_lambda",
-        "statistics.memory",
-        "blend.evidence",
-        "classes.window",
-        "pacing.start",
-        "mixture.most",
-    )
+    numbers = ("statistics.memory", "blend.evidence", "classes.window", "pacing.start", "mixture.most")
     options = read_options([f"cema.{number}=3" for number in numbers])
     assert options == {"cema": dict.fromkeys(numbers, 3)}
     check_method("cema", options["cema"], foundation=True)

@@ -62,9 +62,8 @@ class Pair:
 
 
 class Own(msgspec.Struct, frozen=True, kw_only=True):
-    """Numbers of devices that measure their own statistics. selection: in the place of ``Plan.selection``."""
+    """Numbers of devices that measure their own statistics."""
 
-    selection: SelectionConfig = SelectionConfig()
     statistics: StatisticsSettings = StatisticsSettings()
     blend: BlendSettings = BLEND
     classes: ClassesSettings = ClassesSettings()
@@ -154,8 +153,7 @@ class Simulator:
         if self.plan.selecting == "random":
             return RandomSelector(self.plan.selection, classes, rng)
         if self.plan.selecting == "paced":
-            own = self.plan.own or Own()
-            return PacedSelector(own.selection, classes, rng, own.pacing)
+            return PacedSelector(self.plan.selection, classes, rng, self.plan.own.pacing if self.plan.own else None)
         return Selector(self.plan.selection, classes)
 
     def _predict(self, device: Device, images_BHWC: Uint8Array) -> Answer:

@@ -139,7 +139,7 @@ def _travel(method: str, options: Options) -> tuple[Travel, Options]:
 
 
 def _own(method: str, options: Options) -> tuple[Own, Options]:
-    """Numbers of the device: ``statistics.memory``, ``selection.e_min`` and so on; and the rest."""
+    """Numbers of the device: ``statistics.memory``, ``blend.share_max``, ``pacing.rate`` and so on; and the rest."""
     parts: dict[str, dict[str, bool | int | float | str]] = {part: {} for part in Own.__struct_fields__}
     rest: dict[str, bool | int | float | str] = {}
     for name, value in options.items():
@@ -148,8 +148,9 @@ def _own(method: str, options: Options) -> tuple[Own, Options]:
     try:
         return msgspec.convert(parts, type=Own), rest
     except msgspec.ValidationError as error:
-        known = ", ".join(f"{part}.*" for part in parts)
-        raise ConfigError(f"options of method {method!r}: {error}", hint=known) from error
+        raise ConfigError(
+            f"options of method {method!r}: {error}", hint="statistics.*, blend.*, classes.*, pacing.*, mixture.*"
+        ) from error
 
 
 def _on_device(method: str, found: OnDevice, pair: Pair, conditions: Conditions, clean: CleanPictures) -> Started:
