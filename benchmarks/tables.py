@@ -172,7 +172,10 @@ TABLES = {
         ),
     ),
     "method-filters": Table(
-        (_cifar(methods=("cema",), corruptions=(*COMMON, *NEVER_TUNED), seeds=SEEDS, options={"cema": PAPERS_FILTERS}),)
+        tuple(
+            _cifar(methods=("cema",), corruptions=(*COMMON, *NEVER_TUNED), seeds=SEEDS, options=options)
+            for options in ({}, {"cema": PAPERS_FILTERS})
+        )
     ),
     "method-clean": Table((_ours("source", seeds=SEEDS, corruptions=("clean",), limit=None),)),
     "method-small": Table(tuple(_cifar(methods=("cema",), batch_size=size, seeds=SEEDS) for size in (8, 1))),
