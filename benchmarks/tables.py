@@ -55,7 +55,7 @@ FAST = {"norm_impl": "fused", "teacher": "onnx"}
 FASTEST = {"norm_impl": "fused", "teacher": "auto", "precision": "auto"}
 """In bfloat16 where the processor has it: within 0.1 point of the oracle's accuracy (ADR 11)."""
 NEVER_TUNED = ("speckle_noise", "spatter", "saturate")
-PAPERS_FILTERS: dict[str, bool | int | float | str] = {"pacing.random_share": 0.0, "pacing.e_min": 0.02}
+PAPERS_FILTERS = {**ablation.CLOUD["no random slice"], **ablation.CLOUD["e_min as in the paper"]}
 """What ``cema`` would send without a random tenth and a lower bound of its own."""
 EXACT = {"image_coding": "png"}
 """What the published code sends: every pixel as it was."""
